@@ -30,7 +30,7 @@ except ImportError:  # said in one sentence by check_settings, when photos are a
 
 VIEWS = 16
 CHUNK = 60_000  # rays shaded at a time: the arrays stay in the processor's cache
-WORDS = ("NORDLICHT", "AUTOMERA", "CELVARO", "MOTARIUM", "VELORA", "GARAVINO", "KARMONDE", "DRIVANTA", "OLANDRIVE", "TURNOVA", "CASTIVAN", "WAGENIA")
+WORDS = ("NORVIA", "AUTOMER", "CELVARO", "MOTARA", "VELORAN", "GARAVIN", "KARMOND", "DRIVENTA", "OLANDRA", "TURNOVA", "CASTIMO", "WAGENIA", "RUMESKA", "HUBZEIT")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Room:
         self.edge = np.array([near(0.25, 0.35), near(-0.5, 0.6), near(0.6, 0.8)])  # the painted sweep: its height along the wall
         self.shade, self.glow = near(0.0, 0.25), max(0.0, near(0.25, 0.25))
         self.letters, self.ink = self.write(rng), near(0.075, 0.06) * (1 + near(0, 0.06) * np.array([1, 0, 1]))
-        self.letters_low, self.letters_tall = near(0.30, 0.25), near(1.45, 0.2)
-        self.letters_left = near(-4.7, 0.8)
+        self.letters_low, self.letters_tall = near(0.30, 0.25), near(1.5, 0.25)
+        self.letters_left, self.letters_wide = near(-4.8, 0.6), near(9.8, 0.8)
         boxes = int(rng.integers(3, 7))
         self.boxes = [(rng.uniform(-4.5, 4.5), rng.uniform(-7, 4), rng.uniform(0.5, 1.6), rng.uniform(0.5, 2.0), rng.uniform(3, 8)) for _ in range(boxes)]
         self.panels = [(rng.uniform(-1.3, 1.3), rng.uniform(0.12, 0.4), rng.uniform(0.8, 1.8), rng.uniform(1.5, 4)) for _ in range(3)]
@@ -83,7 +83,7 @@ class Room:
         self.texture = self.stain(rng)
         self.exposure, self.balance = near(1.0, 0.14), 1 + near(0, 0.04) * np.array([1, 0, -1]) + near(0, 0.015) * np.array([0, 1, 0])
         self.vignette, self.noise, self.quality = near(0.10, 0.08), rng.uniform(0.6, 2.2), int(rng.integers(82, 96))
-        self.soft, self.black = rng.uniform(0.25, 0.6), rng.uniform(0.0, 0.012)
+        self.soft, self.black, self.contrast = rng.uniform(0.25, 0.6), rng.uniform(0.0, 0.012), near(1.15, 0.12)
 
     def write(self, rng):
         """Draw the word on the wall: (h, w) float32 in [0, 1], thin letters first, then bold ones."""
@@ -186,9 +186,8 @@ class Room:
             bright += power * np.clip((half - np.abs(turned - middle)) / 0.05, 0, 1) * np.clip((1.2 - np.abs(z - high)) / 0.2, 0, 1)
         colour = self.wall * bright[:, None]
         h, w = self.letters.shape
-        scale = self.letters_tall / 150
-        column = np.floor((along - self.letters_left) / scale).astype(int)
-        row = np.floor((self.letters_low - z) / scale).astype(int) + 180
+        column = np.floor((along - self.letters_left) / self.letters_wide * w).astype(int)
+        row = np.floor((self.letters_low - z) / self.letters_tall * 158).astype(int) + 180
         inside = (row >= 0) & (row < h) & (column >= 0) & (column < w) & ~behind
         ink = np.where(inside, self.letters[np.clip(row, 0, h - 1), np.clip(column, 0, w - 1)], 0)[:, None]
         colour = colour * (1 - ink) + self.ink * ink
@@ -280,7 +279,7 @@ class Sitter:
         n = len(x)
         colour = np.empty((n, 3), np.float32)
         colour[:] = look["paint"]
-        mirror, metal, glass = np.full(n, 0.045, np.float32), np.full(n, look["metal"], np.float32), np.zeros(n, np.float32)
+        mirror, metal, glass = np.full(n, 0.035, np.float32), np.full(n, look["metal"], np.float32), np.zeros(n, np.float32)
 
         def put(where, value, reflect=0.03, metallic=0.0):
             colour[where], mirror[where], metal[where] = value, reflect, metallic
@@ -311,13 +310,13 @@ class Sitter:
             put(rim, 0.55, 0.5, 0.9)
         put(nose & (y < look["intake"] * w) & (t > 0.08) & (t < 0.24), 0.012)
         put(nose & (np.hypot(y - 0.78 * w, (t - 0.22) * 0.7) < 0.07), 0.3, 0.1)
-        lamp = nose & (y > look["lamp_in"] * w) & (x > half - look["lamp_long"] - 0.10) & (t > look["lamp_low"] + 0.10 * (half - x)) & (t < look["lamp_low"] + 0.20)
-        pattern = 0.35 + 0.35 * np.sin(y[lamp] * 70) * np.sin(z[lamp] * 80)
-        put(lamp, pattern[:, None] * (1, 1, 1.03), 0.25)
+        lamp = nose & (y > look["lamp_in"] * w) & (x > half - look["lamp_long"] - 0.10) & (t > look["lamp_low"] + 0.10 * (half - x)) & (t < look["lamp_low"] + 0.17)
+        bulb = np.exp(-((((y[lamp] / w - look["lamp_in"]) * look["bulbs"]) % 0.16 - 0.08) ** 2 / 0.002 + ((t[lamp] - look["lamp_low"] - 0.10) / 0.07) ** 2))
+        put(lamp, (0.10 + 0.65 * bulb)[:, None] * (1, 1, 1.03), 0.12)
         put(lamp & (x < half - look["lamp_long"]), (0.55, 0.22, 0.03), 0.1)
         lamp = tail & (y > look["tail_in"] * w) & (x < -half + look["tail_long"]) & (t > look["tail_low"]) & (t < look["tail_low"] + 0.25)
         put(lamp, (0.40, 0.012, 0.012), 0.07)
-        put(lamp & (np.abs(t - look["tail_low"] - 0.10) < 0.03), (0.55, 0.45, 0.42), 0.1)
+        put(lamp & (np.abs(t - look["tail_low"] - 0.05) < 0.02) & (y < 0.93 * w), (0.42, 0.2, 0.18), 0.1)
         put(tail & (y < 0.62 * w) & (t < 0.13), 0.02)
         put(tail & (np.abs(t - 0.50) < 0.008), look["paint"] * 0.15)
 
@@ -369,8 +368,8 @@ class Sitter:
         put(part == CHROME, 0.60, 0.5, 0.9)
         put(part == SEAT, look["cloth"], 0.0)
         plate = part == PLATE
-        blue = (np.abs(normal[:, 0]) > 0.5) & (np.abs(point[:, 1]) < 0.13)
-        put(plate, np.where((blue & (np.sin(point[:, 1] * 70) * np.sin(z * 55) > 0.25))[:, None], look["plate"] * (0.1, 0.25, 0.5), 0.75)[plate])
+        blue = (np.abs(normal[:, 0]) > 0.5) & (np.abs(s) < 0.8) & (np.abs(t) < 0.5) & (np.sin(s * 16) > -0.6)
+        put(plate, np.where(blue[:, None], look["plate"], 0.75)[plate])
         put(back & body, 0.006, 0.0)
         put(back & cabin, look["cloth"] * 0.5 + 0.02, 0.0)
         return colour, mirror, metal, glass
@@ -388,11 +387,11 @@ class View:
         sky = sitter.sky @ self.turn.T
         light = room.see(np.broadcast_to(np.float32([0, 0, 0.8]), sky.shape), sky)
         up = sky[:, 2] > 0
-        falls = light[up].mean(1) * 0.55 + 0.45 * light[up].mean()  # lamps are softer than the rays that stand for them
+        falls = (0.5 * light[up].mean(1) + 0.5 * light[up].mean()) * (0.25 + sky[up, 2])  # lamps hang high, and each stands between the few rays
         floor = np.einsum("xyk,k->xy", sitter.floor_seen, falls / (falls * sky[up, 2]).sum() * sky[up, 2].sum())
-        self.floor_light = cv2.GaussianBlur(floor.astype(np.float32), (0, 0), 0.8)
+        self.floor_light = cv2.GaussianBlur(floor.astype(np.float32), (0, 0), 0.8) ** 1.3
         even = (light[up] * sky[up, 2:]).sum(0) / sky[up, 2].sum()
-        self.light = np.einsum("vk,kc->vc", sitter.seen, (light / even.mean()).astype(np.float32)) * 1.15
+        self.light = np.einsum("vk,kc->vc", sitter.seen, (light / even.mean()).astype(np.float32)) * 1.25
 
     def to_car(self, points):
         return (points - self.shift) @ self.turn
@@ -532,10 +531,10 @@ def develop(room, photo, rng):
     """Turn light (H, W, 3) into a photo as a camera would: exposure, white balance, vignette, softness, tone curve, noise."""
     height, width = photo.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
-    photo = photo * ((1 - room.vignette * (x * x + y * y))[..., None] * room.balance * room.exposure * 1.08).astype(np.float32)
+    photo = photo * ((1 - room.vignette * (x * x + y * y))[..., None] * room.balance * room.exposure * 1.25).astype(np.float32)
     photo = cv2.GaussianBlur(photo, (0, 0), room.soft * max(1, width / 960))
-    photo = room.black + (1 - room.black) * photo
-    knee = 0.7
+    photo = np.maximum(photo + room.black - 0.012, 0) ** room.contrast
+    knee = 0.72
     photo = np.where(photo > knee, knee + (1 - knee) * (1 - np.exp(-(photo - knee) / (1 - knee))), np.maximum(photo, 0))
     photo = 255 * np.where(photo < 0.0031308, 12.92 * photo, 1.055 * np.maximum(photo, 1e-6) ** (1 / 2.4) - 0.055)
     grain = rng.normal(0, room.noise, (height, width, 1)) + rng.normal(0, 0.5 * room.noise, (height, width, 3))

@@ -183,11 +183,11 @@ def make_car(rng, detail=1.0):
 
     # The body: rings from the sill to the shoulder, then lids above and below that close it on the middle line.
     n = max(24, int(96 * detail))
-    shape, _ = outline(length / width, rng.uniform(3.2, 4.2) + boxy, rng.uniform(4.5, 6.5) + boxy, n)
+    shape, _ = outline(length / width, rng.uniform(4.2, 5.6) + boxy, rng.uniform(5, 7) + boxy, n)
     levels = np.array([0, 0.04, 0.10, 0.18, 0.28, 0.38, 0.48, 0.58, 0.68, 0.76, 0.84, 0.90, 0.95, 0.98, 1.0])
     tuck, lean = rng.uniform(0.04, 0.09), rng.uniform(0.02, 0.06)
     girth = np.interp(levels, [0, 0.12, 0.5, 0.72, 0.86, 0.95, 1.0], [1 - tuck, 1 - 0.4 * tuck, 1.0, 0.995, 0.985 - 0.3 * lean, 0.965 - 0.5 * lean, 0.93 - lean])
-    front_in = np.interp(levels, [0, 0.15, 0.35, 0.5, 0.75, 0.92, 1.0], np.array([0.16, 0.05, 0.0, 0.01, 0.07, 0.15, 0.26]) * rng.uniform(0.7, 1.2) * (1.25 - 0.5 * boxy))
+    front_in = np.interp(levels, [0, 0.15, 0.35, 0.5, 0.75, 0.92, 1.0], np.array([0.15, 0.04, 0.0, 0.005, 0.03, 0.08, 0.18]) * rng.uniform(0.7, 1.2) * (1.25 - 0.5 * boxy))
     rear_in = np.interp(levels, [0, 0.15, 0.35, 0.5, 0.55, 0.8, 1.0], np.array([0.16, 0.03, 0.0, 0.01, 0.04, 0.05, 0.10]) * rng.uniform(0.7, 1.2))
     crease, crease_at = rng.uniform(0.0, 0.016), rng.uniform(0.62, 0.8)  # a line pressed into the side, wheel to wheel
     girth = girth - crease * np.exp(-(((levels - crease_at) / 0.05) ** 2))
@@ -238,7 +238,7 @@ def make_car(rng, detail=1.0):
     tyre_width = rng.uniform(0.19, 0.24) + (0.03 if boxy > 0.4 else 0)
     rim = radius * rng.uniform(0.64, 0.73)
     dish = rng.uniform(-0.01, 0.05)
-    out = width / 2 * rng.uniform(0.965, 0.99) - tyre_width / 2
+    out = width / 2 * rng.uniform(0.94, 0.975) - tyre_width / 2
     for axle in axles:
         for side in (1, -1):
             w = tyre_width / 2
@@ -270,18 +270,20 @@ def make_car(rng, detail=1.0):
             car.add(SEAT, *blob((x, side * 0.36, belt + 0.02), (0.08, 0.24, seat_top - belt), 0.5, 10))
             car.add(SEAT, *blob((x, side * 0.36, seat_top + 0.07), (0.05, 0.13, 0.08), 0.5, 10))
     car.add(SEAT, *blob((at(foot) - 0.75, 0.36, belt - 0.02), (0.03, 0.19, 0.17), 0.9, 12))
-    front_x, rear_x = length / 2 - front_in[3] * 0.5, -length / 2 + rear_in[8] * 0.5
+    front_x = length / 2 - front_in[3] * 0.5
     rear_plate = rng.uniform(0.52, 0.72) if rng.random() < 0.8 else 0.36
     plate_z = under(at(0)) + 0.36 * (top(at(0)) - under(at(0)))
-    if rng.random() < 0.85:
-        car.add(PLATE, *blob((front_x + 0.005, 0, plate_z), (0.012, 0.155, 0.08), 0.12, 8))
-    car.add(PLATE, *blob((-length / 2 + np.interp(rear_plate, levels, rear_in), 0, under(at(1)) + rear_plate * (top(at(1)) - under(at(1)))), (0.015, 0.155, 0.08), 0.12, 8))
+    places = [(front_x + 0.005, plate_z)] * (rng.random() < 0.85)
+    places.append((-length / 2 + np.interp(rear_plate, levels, rear_in), under(at(1)) + rear_plate * (top(at(1)) - under(at(1)))))
+    for x, z in places:
+        vertices, faces = blob((0, 0, 0), (0.015, 0.155, 0.08), 0.12, 8)
+        car.add(PLATE, vertices + (x, 0, z), faces, vertices[:, [2, 1]] / (0.08, 0.155))
     rails = rng.random() < {"suv": 0.6, "estate": 0.6, "van": 0.3}.get(style, 0.0)
     if rails:
         for side in (1, -1):
-            vertices, faces = blob((0, side * cabin_y(0.99) * 0.90, 0), ((at(roof_front) - at(roof_back)) * 0.42, 0.018, 0.022), 0.3, 16)
+            vertices, faces = blob((0, side * cabin_y(0.99) * 0.90, 0), ((at(roof_front) - at(roof_back)) * 0.38, 0.018, 0.022), 0.3, 16)
             vertices[:, 0] += (at(roof_front) + at(roof_back)) / 2
-            vertices[:, 2] += roof(vertices[:, 0]) + rng.uniform(0.02, 0.05)
+            vertices[:, 2] += roof(vertices[:, 0]) + rng.uniform(-0.01, 0.02)
             car.add(CHROME if rng.random() < 0.5 else BLACK, vertices, faces)
     if rng.random() < 0.35 and style != "convertible":  # a shark fin
         x = at(roof_back) + 0.12
@@ -305,7 +307,7 @@ def make_car(rng, detail=1.0):
             car.add(PAINTED, *blob((x + 0.01, side * width * 0.27, float(top(x)) + crown * 0.5 + lift / 2), (0.06, 0.02, lift / 2 + 0.03), 0.5, 8))
     if rng.random() < 0.6:
         for side in ((1, -1) if rng.random() < 0.5 else (1,)):
-            car.add(CHROME, *blob((-length / 2 + 0.10, side * width * 0.3, float(under(at(0.97))) + 0.02), (0.13, 0.04, 0.03), 0.7, 10))
+            car.add(CHROME, *blob((-length / 2 + 0.16, side * width * 0.3, float(under(at(0.97))) + 0.05), (0.13, 0.04, 0.03), 0.7, 10))
     if style in ("pickup", "suv") and rng.random() < 0.4:  # steps under the doors
         for side in (1, -1):
             car.add(BLACK if rng.random() < 0.6 else CHROME, *blob(((axles[0] + axles[1]) / 2, side * width * 0.47, clearance + 0.01), ((axles[0] - axles[1]) / 2 - arch - 0.05, 0.07, 0.03), 0.3, 12))
@@ -314,8 +316,8 @@ def make_car(rng, detail=1.0):
     colours, odds, metals = zip(*PAINTS)
     pick = rng.choice(len(PAINTS), p=np.array(odds) / sum(odds))
     car.look = {
-        "paint": np.clip(np.array(colours[pick]) * rng.uniform(0.8, 1.15) * rng.uniform(0.94, 1.06, 3), 0.006, 0.85),
-        "metal": metals[pick] * rng.uniform(0.4, 1.2), "doors": door_x, "grille": rng.uniform((0.30, 0.46, 0.62), (0.62, 0.56, 0.84)),
+        "paint": np.clip(np.array(colours[pick]) * rng.uniform(0.8, 1.15) * (1 + rng.uniform(-1, 1, 3) * (0.015 if np.ptp(colours[pick]) < 0.05 else 0.08)), 0.006, 0.85),
+        "metal": metals[pick] * rng.uniform(0.4, 1.2), "doors": door_x, "grille": rng.uniform((0.35, 0.30, 0.62), (0.66, 0.50, 0.84)), "bulbs": rng.uniform(0.7, 2),
         "bars": rng.uniform(25, 60), "intake": rng.uniform(0.45, 0.75), "chrome": rng.random() < 0.5, "lamp_in": rng.uniform(0.52, 0.68),
         "lamp_low": rng.uniform(0.60, 0.70), "lamp_long": rng.uniform(0.35, 0.6), "tail_in": rng.uniform(0.5, 0.74), "tail_low": rng.uniform(0.60, 0.70),
         "tail_long": rng.uniform(0.12, 0.32), "clad": style in ("suv", "pickup") and rng.random() < 0.5 or rng.random() < 0.12,
@@ -323,6 +325,6 @@ def make_car(rng, detail=1.0):
         "rim": rng.choice([0.62, 0.62, 0.45, 0.35, 0.05], p=[0.3, 0.3, 0.2, 0.12, 0.08]), "rim_radius": rim, "tint": rng.uniform(0.45, 0.75),
         "privacy": rng.uniform(0.06, 0.25) if style in ("suv", "van", "pickup") or rng.random() < 0.25 else 1.0, "cloth": rng.choice([0.03, 0.05, 0.12, 0.35], p=[0.4, 0.3, 0.15, 0.15]),
         "roof": {"convertible": 0.025}.get(style, 0.01 if rng.random() < 0.12 else None), "line_chrome": rng.random() < 0.35, "cargo": style == "van" and rng.random() < 0.2,
-        "sticker": rng.random() < 0.4, "two_tone": rng.random() < 0.25, "plate": rng.uniform(0.3, 1, 3),
+        "sticker": rng.random() < 0.4, "two_tone": rng.random() < 0.25, "plate": rng.uniform((0.02, 0.1, 0.25), (0.3, 0.45, 0.7)),
     }
     return car.close()
