@@ -64,31 +64,32 @@ class Room:
         self.horizon = near(0.245, 0.04)  # where the horizon lies, as a share of the frame's height
         self.middle = np.array([0, -3.0]) + near(0, 0.5)
         self.radius, self.ceiling = near(10, 0.8), near(4.8, 0.5)
-        grey, warm = near(0.42, 0.14), near(0.0, 0.05)
+        grey, warm = near(0.50, 0.16), near(-0.01, 0.07)
         self.floor = grey * np.array([1 + warm, 1, 1 - 1.3 * warm + 0.02])
         self.disc = self.floor * near(1.03, 0.07) * (1 + np.array([1, 0, -1.2]) * near(0.015, 0.03))
         self.disc_radius = near(3.3, 0.25)
-        self.gloss = near(0.14, 0.10)
+        self.gloss, self.depth = near(0.14, 0.10), near(1.1, 0.25)
         self.wall = near(0.82, 0.09) * (1 + np.array([1, 0, -1]) * near(0, 0.02))
         self.edge = np.array([near(0.25, 0.35), near(-0.5, 0.6), near(0.6, 0.8)])  # the painted sweep: its height along the wall
         self.shade, self.glow = near(0.0, 0.25), max(0.0, near(0.25, 0.25))
-        self.letters, self.ink = self.write(rng), near(0.075, 0.06) * (1 + near(0, 0.06) * np.array([1, 0, 1]))
+        self.letters, self.ink = self.write(rng), near(0.11, 0.10) * (1 + near(0, 0.06) * np.array([1, 0, 1]))
         self.letters_low, self.letters_tall = near(0.30, 0.25), near(1.5, 0.25)
         self.letters_left, self.letters_wide = near(-4.8, 0.6), near(9.8, 0.8)
         boxes = int(rng.integers(3, 7))
-        self.boxes = [(rng.uniform(-4.5, 4.5), rng.uniform(-7, 4), rng.uniform(0.5, 1.6), rng.uniform(0.5, 2.0), rng.uniform(3, 8)) for _ in range(boxes)]
+        self.box_soft = rng.uniform(0.1, 1.2)
+        self.boxes = [(rng.uniform(-4.5, 4.5), rng.uniform(-7, 4), rng.uniform(0.5, 1.6), rng.uniform(0.5, 2.0), rng.uniform(2, 6)) for _ in range(boxes)]
         self.panels = [(rng.uniform(-1.3, 1.3), rng.uniform(0.12, 0.4), rng.uniform(0.8, 1.8), rng.uniform(1.5, 4)) for _ in range(3)]
         self.rail = near(-5.0, 0.5) if rng.random() < 0.3 + 0.2 * stray else -99.0  # the edge of a pit before the turntable
         self.rail_low = rng.uniform(0.02, 0.5) * self.floor.mean()
         self.texture = self.stain(rng)
         self.exposure, self.balance = near(1.0, 0.14), 1 + near(0, 0.04) * np.array([1, 0, -1]) + near(0, 0.015) * np.array([0, 1, 0])
         self.vignette, self.noise, self.quality = near(0.10, 0.08), rng.uniform(0.6, 2.2), int(rng.integers(82, 96))
-        self.soft, self.black, self.contrast = rng.uniform(0.25, 0.6), rng.uniform(0.0, 0.012), near(1.15, 0.12)
+        self.soft, self.black, self.contrast = rng.uniform(0.25, 0.6), near(0.004, 0.012), near(1.06, 0.10)
 
     def write(self, rng):
         """Draw the word on the wall: (h, w) float32 in [0, 1], thin letters first, then bold ones."""
         word = WORDS[rng.integers(len(WORDS))]
-        split, thin, bold = int(rng.integers(0, len(word))), int(rng.integers(0, 6)), int(rng.integers(8, 18))
+        split, thin, bold = int(rng.integers(0, len(word))), int(rng.integers(0, 6)), int(rng.integers(5, 14))
         sheet = Image.new("L", (2400, 200))
         draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(220), 20
         for i, letter in enumerate(word):
@@ -155,7 +156,7 @@ class Room:
             x, y = point[at, 0], point[at, 1]
             bright = np.full(len(at), 0.55, np.float32)
             for cx, cy, w, h, power in self.boxes:
-                bright += power * (np.clip((w - np.abs(x - cx)) / 0.15 + 0.5, 0, 1) * np.clip((h - np.abs(y - cy)) / 0.15 + 0.5, 0, 1))
+                bright += power * (np.clip((w - np.abs(x - cx)) / self.box_soft + 0.5, 0, 1) * np.clip((h - np.abs(y - cy)) / self.box_soft + 0.5, 0, 1))
             light[at] = bright[:, None]
         return light
 
@@ -279,7 +280,7 @@ class Sitter:
         n = len(x)
         colour = np.empty((n, 3), np.float32)
         colour[:] = look["paint"]
-        mirror, metal, glass = np.full(n, 0.035, np.float32), np.full(n, look["metal"], np.float32), np.zeros(n, np.float32)
+        mirror, metal, glass = np.full(n, 0.032, np.float32), np.full(n, look["metal"], np.float32), np.zeros(n, np.float32)
 
         def put(where, value, reflect=0.03, metallic=0.0):
             colour[where], mirror[where], metal[where] = value, reflect, metallic
@@ -309,14 +310,20 @@ class Sitter:
         if look["chrome"]:
             put(rim, 0.55, 0.5, 0.9)
         put(nose & (y < look["intake"] * w) & (t > 0.08) & (t < 0.24), 0.012)
-        put(nose & (np.hypot(y - 0.78 * w, (t - 0.22) * 0.7) < 0.07), 0.3, 0.1)
-        lamp = nose & (y > look["lamp_in"] * w) & (x > half - look["lamp_long"] - 0.10) & (t > look["lamp_low"] + 0.10 * (half - x)) & (t < look["lamp_low"] + 0.17)
-        bulb = np.exp(-((((y[lamp] / w - look["lamp_in"]) * look["bulbs"]) % 0.16 - 0.08) ** 2 / 0.002 + ((t[lamp] - look["lamp_low"] - 0.10) / 0.07) ** 2))
-        put(lamp, (0.10 + 0.65 * bulb)[:, None] * (1, 1, 1.03), 0.12)
-        put(lamp & (x < half - look["lamp_long"]), (0.55, 0.22, 0.03), 0.1)
-        lamp = tail & (y > look["tail_in"] * w) & (x < -half + look["tail_long"]) & (t > look["tail_low"]) & (t < look["tail_low"] + 0.25)
+        put(nose & (np.abs(y - 0.76 * w) < 0.13 * w) & (np.abs(t - 0.20) < 0.07), 0.015)
+        put(nose & (np.abs(y - 0.76 * w) < 0.09 * w) & (np.abs(t - look["fog"]) < 0.025), 0.5, 0.15)
+        reach = (car.length + car.width) * np.where(x > 0, s, 1 - s)  # metres from the middle of the nose, or of the tail, along the outline
+        along = (reach - look["lamp_in"] * w) / look["lamp_long"]
+        above = (t - look["lamp_low"] - look["lamp_rise"] * along) / (look["lamp_tall"] * np.sqrt(np.clip(1.15 - np.abs(2 * along - 0.7) ** 2 * 0.5, 0.05, 1)))
+        lamp = nose & (along > 0) & (along < 1) & (above > 0) & (above < 1)
+        bulb = np.exp(-((((along[lamp] * look["bulbs"]) % 1 - 0.5) / 0.28) ** 4) - ((above[lamp] - 0.5) / 0.36) ** 4)
+        put(lamp, (0.06 + 0.6 * bulb * (0.75 + 0.25 * np.sin(y[lamp] * 200)))[:, None] * (1, 1, 1.03), 0.10)
+        put(lamp & (along > 0.80), (0.50, 0.20, 0.03), 0.08)
+        along = (reach - look["tail_in"] * w) / look["tail_long"]
+        above = (t - look["tail_low"] - look["tail_rise"] * along) / (look["tail_tall"] * np.sqrt(np.clip(1.1 - along * 0.6, 0.05, 1)))
+        lamp = tail & (along > 0) & (along < 1) & (above > 0) & (above < 1)
         put(lamp, (0.40, 0.012, 0.012), 0.07)
-        put(lamp & (np.abs(t - look["tail_low"] - 0.05) < 0.02) & (y < 0.93 * w), (0.42, 0.2, 0.18), 0.1)
+        put(lamp & (np.abs(above - 0.3) < 0.10) & (along < 0.6), (0.45, 0.28, 0.26), 0.1)
         put(tail & (y < 0.62 * w) & (t < 0.13), 0.02)
         put(tail & (np.abs(t - 0.50) < 0.008), look["paint"] * 0.15)
 
@@ -351,7 +358,7 @@ class Sitter:
         axle = np.where(np.abs(x - car.axles[0]) < np.abs(x - car.axles[1]), *car.axles)
         out, turn = np.hypot(x - axle, z - car.wheel_radius), np.arctan2(z - car.wheel_radius, x - axle) + look["turn"]
         tyre = part == TYRE
-        tread = np.where((np.abs(normal[:, 1]) < 0.5) & (np.sin(y * 160) > 0.4), 0.008, 0.020 + 0.008 * np.sin(out * 90))
+        tread = np.where((np.abs(normal[:, 1]) < 0.5) & (np.sin(y * 160) > 0.4), 0.010, 0.030 + 0.010 * np.sin(out * 90))
         put(tyre, tread[tyre, None], 0.015)
         share = out / look["rim_radius"]
         wave = np.abs((turn * look["spokes"] / (2 * np.pi)) % 1 - 0.5) * 2  # 0 at a spoke's middle
@@ -368,7 +375,7 @@ class Sitter:
         put(part == CHROME, 0.60, 0.5, 0.9)
         put(part == SEAT, look["cloth"], 0.0)
         plate = part == PLATE
-        blue = (np.abs(normal[:, 0]) > 0.5) & (np.abs(s) < 0.8) & (np.abs(t) < 0.5) & (np.sin(s * 16) > -0.6)
+        blue = (np.abs(normal[:, 0]) > 0.5) & ((np.abs(s) < 0.85) & (np.abs(t + 0.62) < 0.2) | (np.hypot((s + 0.45) * 1.9, t - 0.15) < 0.4))
         put(plate, np.where(blue[:, None], look["plate"], 0.75)[plate])
         put(back & body, 0.006, 0.0)
         put(back & cabin, look["cloth"] * 0.5 + 0.02, 0.0)
@@ -389,15 +396,29 @@ class View:
         up = sky[:, 2] > 0
         falls = (0.5 * light[up].mean(1) + 0.5 * light[up].mean()) * (0.25 + sky[up, 2])  # lamps hang high, and each stands between the few rays
         floor = np.einsum("xyk,k->xy", sitter.floor_seen, falls / (falls * sky[up, 2]).sum() * sky[up, 2].sum())
-        self.floor_light = cv2.GaussianBlur(floor.astype(np.float32), (0, 0), 0.8) ** 1.3
+        self.floor_light = cv2.GaussianBlur(floor.astype(np.float32), (0, 0), 0.8) ** room.depth
         even = (light[up] * sky[up, 2:]).sum(0) / sky[up, 2].sum()
-        self.light = np.einsum("vk,kc->vc", sitter.seen, (light / even.mean()).astype(np.float32)) * 1.25
+        self.light = np.einsum("vk,kc->vc", sitter.seen, (light / even.mean()).astype(np.float32)) * 1.15
 
     def to_car(self, points):
         return (points - self.shift) @ self.turn
 
     def floor_share(self, xy):
         return self.sitter.sample(self.floor_light, (np.append(xy, np.zeros((len(xy), 1)), 1) - self.shift)[:, :3] @ self.turn[:, :2])
+
+    def press(self, part, point, normal, coords):
+        """Tilt the normals (n, 3) where the sheet is pressed into lines: along the sides, over the hood, above the bumpers."""
+        car, look, t = self.sitter.car, self.sitter.car.look, coords[:, 0]
+        tilt = np.zeros_like(normal)
+        side = (part == BODY) & (t > 0) & (t < 1)
+        for line, depth, wide in look["lines"]:
+            tilt[:, 2] += np.where(side, depth * np.exp(-(((t - line - 0.02 * point[:, 0]) / wide) ** 2)), 0)
+        hood = (part == BODY) & (t > 1) & (point[:, 0] > car.cabin_span[0])
+        spot = np.abs(point[:, 1]) - car.width * (look["hood"][0] - 0.06 * (point[:, 0] - car.cabin_span[0]))
+        tilt[:, 1] = np.where(hood, look["hood"][1] * np.sign(point[:, 1]) * np.exp(-((spot / 0.05) ** 2)), 0)
+        ends = side & (np.abs(point[:, 0]) > car.length / 2 - 0.45)
+        tilt[:, 2] += np.where(ends, 0.3 * np.exp(-(((t - look["bumper"]) / 0.03) ** 2)), 0)
+        return unit(normal + tilt).astype(np.float32)
 
     def shade(self, direction, prim, distance, where, origin, rich=True):
         """Return the light (n, 3) that hits send back along car-frame rays; `rich` follows mirrored rays and looks through glass."""
@@ -410,7 +431,9 @@ class View:
         arriving = (self.light[corner] * weight).sum(1)
         back = (sitter.face_normal[prim] * direction).sum(1) > 0
         normal = np.where(back[:, None], -normal, normal)
-        colour, mirror, metal, glass = sitter.material(car.parts[corner[:, 0]], point, normal, coords, back)
+        part = car.parts[corner[:, 0]]
+        colour, mirror, metal, glass = sitter.material(part, point, normal, coords, back)
+        normal = self.press(part, point, normal, coords)
         arriving = np.where(back[:, None], 0.12, arriving)
         if not rich:
             return colour * arriving + 0.05 * (glass > 0)[:, None]
@@ -531,9 +554,10 @@ def develop(room, photo, rng):
     """Turn light (H, W, 3) into a photo as a camera would: exposure, white balance, vignette, softness, tone curve, noise."""
     height, width = photo.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
-    photo = photo * ((1 - room.vignette * (x * x + y * y))[..., None] * room.balance * room.exposure * 1.25).astype(np.float32)
+    photo = photo * ((1 - room.vignette * (x * x + y * y))[..., None] * room.balance * room.exposure * 1.5).astype(np.float32)
     photo = cv2.GaussianBlur(photo, (0, 0), room.soft * max(1, width / 960))
-    photo = np.maximum(photo + room.black - 0.012, 0) ** room.contrast
+    photo = np.maximum(photo + room.black, 0) ** room.contrast
+    photo *= (photo + 0.02) / (photo + 0.045)  # the toe: cameras render what is nearly black as black
     knee = 0.72
     photo = np.where(photo > knee, knee + (1 - knee) * (1 - np.exp(-(photo - knee) / (1 - knee))), np.maximum(photo, 0))
     photo = 255 * np.where(photo < 0.0031308, 12.92 * photo, 1.055 * np.maximum(photo, 1e-6) ** (1 / 2.4) - 0.055)

@@ -15,19 +15,19 @@ BODY, CABIN, TYRE, RIM, PAINTED, BLACK, CHROME, PLATE, SEAT = range(9)
 # Length, width, height, wheelbase share, clearance, tyre diameter, nose height, cowl height, belt height, tail height (m), then shares
 # of the length from the front: foot of the wind-screen, front of the roof, back of the roof, foot of the rear screen; at last how often.
 STYLES = {
-    "hatchback": (4.15, 1.76, 1.50, 0.620, 0.17, 0.64, 0.68, 0.96, 0.97, 1.00, 0.225, 0.42, 0.84, 0.975, 0.14),
-    "saloon": (4.80, 1.84, 1.46, 0.585, 0.16, 0.66, 0.66, 0.94, 0.97, 1.03, 0.255, 0.44, 0.70, 0.875, 0.30),
-    "estate": (4.70, 1.83, 1.50, 0.590, 0.17, 0.66, 0.67, 0.95, 0.98, 1.02, 0.250, 0.43, 0.89, 0.980, 0.06),
-    "suv": (4.70, 1.90, 1.72, 0.585, 0.22, 0.74, 0.86, 1.10, 1.13, 1.15, 0.245, 0.40, 0.88, 0.975, 0.26),
-    "pickup": (5.60, 1.98, 1.88, 0.620, 0.27, 0.80, 1.00, 1.20, 1.22, 1.24, 0.245, 0.36, 0.585, 0.615, 0.07),
-    "van": (5.10, 1.98, 1.80, 0.595, 0.18, 0.69, 0.76, 1.06, 1.08, 1.10, 0.180, 0.36, 0.92, 0.980, 0.06),
-    "coupe": (4.60, 1.85, 1.38, 0.590, 0.14, 0.68, 0.64, 0.91, 0.94, 1.00, 0.295, 0.48, 0.66, 0.890, 0.07),
-    "convertible": (4.35, 1.80, 1.36, 0.590, 0.14, 0.66, 0.63, 0.90, 0.92, 0.97, 0.300, 0.47, 0.63, 0.780, 0.04),
+    "hatchback": (4.15, 1.77, 1.51, 0.620, 0.17, 0.64, 0.76, 1.02, 1.00, 1.04, 0.215, 0.42, 0.84, 0.975, 0.14),
+    "saloon": (4.80, 1.85, 1.46, 0.585, 0.16, 0.66, 0.74, 0.98, 0.98, 1.05, 0.250, 0.44, 0.71, 0.885, 0.30),
+    "estate": (4.70, 1.84, 1.50, 0.590, 0.17, 0.66, 0.74, 0.99, 0.99, 1.04, 0.240, 0.43, 0.89, 0.980, 0.06),
+    "suv": (4.70, 1.91, 1.72, 0.585, 0.22, 0.74, 0.94, 1.14, 1.15, 1.17, 0.240, 0.40, 0.88, 0.975, 0.26),
+    "pickup": (5.60, 1.99, 1.88, 0.620, 0.27, 0.80, 1.10, 1.26, 1.24, 1.26, 0.245, 0.36, 0.585, 0.615, 0.07),
+    "van": (5.10, 1.98, 1.78, 0.595, 0.18, 0.69, 0.84, 1.10, 1.09, 1.12, 0.170, 0.36, 0.92, 0.980, 0.06),
+    "coupe": (4.60, 1.86, 1.38, 0.590, 0.14, 0.68, 0.71, 0.94, 0.94, 1.01, 0.285, 0.48, 0.66, 0.890, 0.07),
+    "convertible": (4.35, 1.81, 1.36, 0.590, 0.14, 0.66, 0.69, 0.93, 0.92, 0.98, 0.290, 0.47, 0.63, 0.780, 0.04),
 }
 
 # Linear colours of paint, how often each is seen, and how metallic it is.
 PAINTS = (
-    ((0.80, 0.80, 0.78), 0.21, 0.0), ((0.58, 0.59, 0.60), 0.15, 0.7), ((0.20, 0.21, 0.22), 0.15, 0.6), ((0.010, 0.010, 0.012), 0.21, 0.2),
+    ((0.68, 0.68, 0.67), 0.21, 0.0), ((0.58, 0.59, 0.60), 0.15, 0.7), ((0.20, 0.21, 0.22), 0.15, 0.6), ((0.010, 0.010, 0.012), 0.21, 0.2),
     ((0.34, 0.015, 0.02), 0.08, 0.4), ((0.02, 0.06, 0.20), 0.06, 0.5), ((0.015, 0.025, 0.06), 0.04, 0.4), ((0.03, 0.16, 0.55), 0.03, 0.5),
     ((0.38, 0.34, 0.27), 0.03, 0.7), ((0.09, 0.06, 0.045), 0.02, 0.5), ((0.03, 0.09, 0.05), 0.01, 0.4), ((0.60, 0.22, 0.03), 0.01, 0.4),
 )
@@ -168,10 +168,10 @@ def make_car(rng, detail=1.0):
     cowl, belt = min(cowl, height - 0.42), min(belt, height - 0.38)
     tail, nose, rear_foot = min(tail, height - 0.30), min(nose, cowl - 0.12), min(rear_foot, 0.985)
     at = lambda share: length * (0.5 - share)
-    radius = tyre / 2
+    radius = 1.02 * tyre / 2
     overhang = rng.uniform(0.40, 0.46) if style != "pickup" else 0.40  # of what the wheelbase leaves, in front
     axles = (at((1 - base) * overhang), at((1 - base) * overhang + base))
-    arch = radius * rng.uniform(1.11, 1.17)
+    arch = radius * rng.uniform(1.08, 1.15)
     boxy = {"suv": 0.6, "pickup": 0.8, "van": 0.5}.get(style, 0.2) + rng.uniform(-0.2, 0.2)
 
     top = smooth_curve([(at(0), nose), (at(0.05), nose + 0.3 * (cowl - nose) * (0.7 + boxy)), (at(0.6 * foot), cowl - 0.04), (at(foot), cowl),
@@ -213,8 +213,8 @@ def make_car(rng, detail=1.0):
     car.add(BODY, vertices, faces[~inside[faces].all(1)], coords)
 
     # The cabin: rings from just under the shoulder to the roof's edge, then the roof.
-    half_front, half_rear = (1 - lean) * rng.uniform(0.86, 0.90), rng.uniform(0.69, 0.76) + (0.05 if boxy > 0.4 else 0)
-    shape_c, corners = outline((at(foot) - at(rear_foot)) / width / 0.85, rng.uniform(3.6, 4.6), rng.uniform(4.5, 6) + boxy, max(20, int(72 * detail)))
+    half_front, half_rear = (1 - lean) * rng.uniform(0.89, 0.94), rng.uniform(0.76, 0.82) + (0.04 if boxy > 0.4 else 0)
+    shape_c, corners = outline((at(foot) - at(rear_foot)) / width / 0.85, rng.uniform(4.0, 5.5), rng.uniform(4.5, 6) + boxy, max(20, int(72 * detail)))
     steps = np.array([0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0])
     round_off = 1 - np.sqrt(np.clip(1 - (np.clip(steps - 0.76, 0, 1) / 0.24) ** 2, 0, 1))
     bow = 1 + 0.25 * (1 - steps)
@@ -236,7 +236,7 @@ def make_car(rng, detail=1.0):
 
     # Wheels.
     tyre_width = rng.uniform(0.19, 0.24) + (0.03 if boxy > 0.4 else 0)
-    rim = radius * rng.uniform(0.64, 0.73)
+    rim = radius * rng.uniform(0.66, 0.77)
     dish = rng.uniform(-0.01, 0.05)
     out = width / 2 * rng.uniform(0.94, 0.975) - tyre_width / 2
     for axle in axles:
@@ -307,7 +307,7 @@ def make_car(rng, detail=1.0):
             car.add(PAINTED, *blob((x + 0.01, side * width * 0.27, float(top(x)) + crown * 0.5 + lift / 2), (0.06, 0.02, lift / 2 + 0.03), 0.5, 8))
     if rng.random() < 0.6:
         for side in ((1, -1) if rng.random() < 0.5 else (1,)):
-            car.add(CHROME, *blob((-length / 2 + 0.16, side * width * 0.3, float(under(at(0.97))) + 0.05), (0.13, 0.04, 0.03), 0.7, 10))
+            car.add(CHROME, *blob((-length / 2 + 0.16, side * width * 0.3, float(under(at(0.97))) + 0.05), (0.13, 0.032, 0.025), 0.7, 10))
     if style in ("pickup", "suv") and rng.random() < 0.4:  # steps under the doors
         for side in (1, -1):
             car.add(BLACK if rng.random() < 0.6 else CHROME, *blob(((axles[0] + axles[1]) / 2, side * width * 0.47, clearance + 0.01), ((axles[0] - axles[1]) / 2 - arch - 0.05, 0.07, 0.03), 0.3, 12))
@@ -317,10 +317,11 @@ def make_car(rng, detail=1.0):
     pick = rng.choice(len(PAINTS), p=np.array(odds) / sum(odds))
     car.look = {
         "paint": np.clip(np.array(colours[pick]) * rng.uniform(0.8, 1.15) * (1 + rng.uniform(-1, 1, 3) * (0.015 if np.ptp(colours[pick]) < 0.05 else 0.08)), 0.006, 0.85),
-        "metal": metals[pick] * rng.uniform(0.4, 1.2), "doors": door_x, "grille": rng.uniform((0.35, 0.30, 0.62), (0.66, 0.50, 0.84)), "bulbs": rng.uniform(0.7, 2),
-        "bars": rng.uniform(25, 60), "intake": rng.uniform(0.45, 0.75), "chrome": rng.random() < 0.5, "lamp_in": rng.uniform(0.52, 0.68),
-        "lamp_low": rng.uniform(0.60, 0.70), "lamp_long": rng.uniform(0.35, 0.6), "tail_in": rng.uniform(0.5, 0.74), "tail_low": rng.uniform(0.60, 0.70),
-        "tail_long": rng.uniform(0.12, 0.32), "clad": style in ("suv", "pickup") and rng.random() < 0.5 or rng.random() < 0.12,
+        "metal": metals[pick] * rng.uniform(0.4, 1.2), "doors": door_x, "grille": rng.uniform((0.35, 0.30, 0.62), (0.66, 0.50, 0.84)), "bulbs": rng.uniform(1.0, 3.2),
+        "bars": rng.uniform(25, 60), "intake": rng.uniform(0.45, 0.75), "chrome": rng.random() < 0.5, "lamp_in": rng.uniform(0.50, 0.68), "fog": rng.uniform(0.15, 0.25),
+        "lamp_low": rng.uniform(0.58, 0.72), "lamp_long": rng.uniform(0.40, 0.75), "lamp_tall": rng.uniform(0.13, 0.24), "lamp_rise": rng.uniform(0.0, 0.18),
+        "tail_in": rng.uniform(0.45, 0.74), "tail_low": rng.uniform(0.58, 0.72), "tail_long": rng.uniform(0.35, 0.75), "tail_tall": rng.uniform(0.16, 0.30), "tail_rise": rng.uniform(0, 0.1),
+        "lines": rng.uniform((0.15, -0.2, 0.025), (0.85, 0.22, 0.045), (2, 3)), "hood": rng.uniform((0.22, -0.3), (0.36, 0.3)), "bumper": rng.uniform(0.5, 0.6), "clad": style in ("suv", "pickup") and rng.random() < 0.5 or rng.random() < 0.12,
         "spokes": int(rng.choice([5, 5, 6, 7, 8, 9, 10, 12, 15])), "spoke_wide": rng.uniform(0.35, 0.65), "split": rng.random() < 0.4, "turn": rng.uniform(0, 6.3),
         "rim": rng.choice([0.62, 0.62, 0.45, 0.35, 0.05], p=[0.3, 0.3, 0.2, 0.12, 0.08]), "rim_radius": rim, "tint": rng.uniform(0.45, 0.75),
         "privacy": rng.uniform(0.06, 0.25) if style in ("suv", "van", "pickup") or rng.random() < 0.25 else 1.0, "cloth": rng.choice([0.03, 0.05, 0.12, 0.35], p=[0.4, 0.3, 0.15, 0.15]),
