@@ -26,7 +26,7 @@ from tqdm import tqdm
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 MASK_SUFFIXES = {".gif", ".png"}
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")  # what the bytes are decides, not the file's name
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what the bytes are decides, not the file's name
 COMPETITION = "carvana-image-masking-challenge"
 N_COMPETITION_PAIRS = 5088
 CACHE_VERSION = 1  # part of each cache's key: raise it when cached pixels change meaning
@@ -253,6 +253,7 @@ class open_picture:
                 raise ValueError(f"{self.path} must be a file, got a folder.")
             if self.path.exists() and self.path.stat().st_size == 0:
                 raise ValueError(f"{self.path} is empty. Copy or download it again.")
+            Image.init()  # Pillow otherwise knows only some formats until the first file that needs another
             self.image = Image.open(self.path, formats=self.formats)
             return self.image
         except BaseException as error:

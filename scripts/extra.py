@@ -373,7 +373,7 @@ def bootstrap_interval(values: Iterable[float], cars: Iterable[str], seed: int =
     return float(low), float(high)
 
 
-def score_card(predictions: Iterable[tuple[int, np.ndarray]], cache: Cache, mean_mask: np.ndarray) -> tuple[dict, list[dict]]:
+def score_images(predictions: Iterable[tuple[int, np.ndarray]], cache: Cache, mean_mask: np.ndarray) -> list[dict]:
     """Score validation photos at their own size while the network goes on with the next ones.
 
     Args:
@@ -382,15 +382,14 @@ def score_card(predictions: Iterable[tuple[int, np.ndarray]], cache: Cache, mean
         mean_mask: Baseline, see `score_image`.
 
     Returns:
-        The score card, of plain values; and one row for each image.
+        A row of scores for each photo, sorted by name.
     """
     coverage = cache.coverage
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [
             pool.submit(score_image, logits, np.array(coverage[row]), mean_mask, cache, row) for row, logits in predictions
         ]
-        rows = sorted((future.result() for future in futures), key=lambda row: row["name"])
-    return summarise(rows), rows
+        return sorted((future.result() for future in futures), key=lambda row: row["name"])
 
 
 def summarise(rows: list[dict]) -> dict:
