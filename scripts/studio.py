@@ -10,6 +10,7 @@ on the seed and its number alone, so that a larger set begins with the smaller o
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Settings:
 
     cars: int = 16  # how many cars, 16 photos each
     size: str = "480x320"  # width x height of a photo in pixels, up to Carvana's own 1918x1280
-    output: Path = Path("data/studio")  # folder that receives train/ and train_masks/
+    output: Path = Path(__file__).resolve().parents[1] / "data/studio"  # folder that receives train/ and train_masks/
     seed: int = 0  # the same seed gives the same cars, whatever the number of workers
     workers: int | None = None  # processes; by default as many as cores, and a single one for a tiny set
     stray: float = 0.3  # how far wall, lights and camera stray from one studio, 0 to 1; more for training on other photos
@@ -123,7 +124,7 @@ class Room:
         z = (self.horizon * self.height - rows) / self.width * self.field
         tilt = np.hypot(1.0, 0.13)
         direction = np.stack(np.broadcast_arrays(x[None], tilt, z[:, None]), -1)
-        return (direction / np.linalg.norm(direction, axis=-1, keepdims=True)).astype(np.float32)
+        return unit(direction.reshape(-1, 3)).astype(np.float32).reshape(direction.shape)
 
     def project(self, points):
         """Return frame positions (n, 2) in pixels, (row, column), of world points (n, 3)."""
@@ -136,7 +137,8 @@ class Room:
         z = np.where(np.abs(direction[:, 2]) < 1e-6, 1e-6, direction[:, 2])
         level = np.where(z < 0, -origin[:, 2], self.ceiling - origin[:, 2]) / z
         offset, flat = origin[:, :2] - self.middle, direction[:, :2]
-        a, b, c = (flat**2).sum(1) + 1e-9, (offset * flat).sum(1), (offset**2).sum(1) - self.radius**2
+        (fx, fy), (ox, oy) = flat.T, offset.T
+        a, b, c = fx * fx + fy * fy + 1e-9, ox * fx + oy * fy, ox * ox + oy * oy - self.radius**2
         round_ = (np.sqrt(np.maximum(b * b - a * c, 0)) - b) / a
         return np.minimum(level, round_), np.where(level > round_, 1, np.where(z < 0, 0, 2))
 
@@ -206,8 +208,24 @@ def sphere(n):
     return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1).astype(np.float32)
 
 
+def dot(a, b):
+    """Return the products (n,) of vectors (n, 3); three columns added are faster than a sum over rows of three."""
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
 def unit(vectors):
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    return vectors / np.sqrt(np.maximum(dot(vectors, vectors), 1e-18))[:, None]
+
+
+def blend(values, corner, where):
+    """Mix values (V, c) of the three vertices `corner` (n, 3) of each triangle hit at barycentrics `where` (n, 2)."""
+    u, v = where[:, :1], where[:, 1:]
+    return values[corner[:, 0]] * (1 - u - v) + values[corner[:, 1]] * u + values[corner[:, 2]] * v
+
+
+def rotate(vectors, matrix):
+    """Return vectors (n, k) @ matrix (k, m), without BLAS: its threads gain nothing here and its sums differ between machines."""
+    return sum(vectors[:, k, None] * matrix[k] for k in range(vectors.shape[1]))
 
 
 class Sitter:
@@ -228,7 +246,7 @@ class Sitter:
         self.floor_seen = (self.blocked(ground, up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
         # Light that reaches the car's vertices, weighted by the cosine; what comes up from the floor has to get there first.
         open_floor = cv2.GaussianBlur(self.floor_seen.sum(-1), (0, 0), 1.0)
-        cosine = np.maximum(car.normals @ self.sky.T, 0)
+        cosine = np.maximum(rotate(car.normals, self.sky.T), 0)
         self.seen = self.blocked(car.vertices + car.normals * 2e-3, self.sky, cosine > 0) * cosine / (len(self.sky) / 4)
         down = np.flatnonzero(self.sky[:, 2] < 0)
         reach = car.vertices[:, None, :2] + self.sky[down, :2] * (car.vertices[:, None, 2:] / -self.sky[down, 2:])
@@ -391,7 +409,7 @@ class View:
         c, s = np.cos(heading), np.sin(heading)
         self.turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)  # car frame -> world
         self.shift = (self.turn @ np.array([offset[0], offset[1], 0])).astype(np.float32)
-        sky = sitter.sky @ self.turn.T
+        sky = rotate(sitter.sky, self.turn.T)
         light = room.see(np.broadcast_to(np.float32([0, 0, 0.8]), sky.shape), sky)
         up = sky[:, 2] > 0
         falls = (0.5 * light[up].mean(1) + 0.5 * light[up].mean()) * (0.25 + sky[up, 2])  # lamps hang high, and each stands between the few rays
@@ -401,10 +419,10 @@ class View:
         self.light = np.einsum("vk,kc->vc", sitter.seen, (light / even.mean()).astype(np.float32)) * 1.15
 
     def to_car(self, points):
-        return (points - self.shift) @ self.turn
+        return rotate(points - self.shift, self.turn)
 
     def floor_share(self, xy):
-        return self.sitter.sample(self.floor_light, (np.append(xy, np.zeros((len(xy), 1)), 1) - self.shift)[:, :3] @ self.turn[:, :2])
+        return self.sitter.sample(self.floor_light, rotate(xy - self.shift[:2], self.turn[:2, :2]))
 
     def press(self, part, point, normal, coords):
         """Tilt the normals (n, 3) where the sheet is pressed into lines: along the sides, over the hood, above the bumpers."""
@@ -424,12 +442,9 @@ class View:
         """Return the light (n, 3) that hits send back along car-frame rays; `rich` follows mirrored rays and looks through glass."""
         car, sitter = self.sitter.car, self.sitter
         corner = car.faces[prim]
-        weight = np.stack([1 - where.sum(1), where[:, 0], where[:, 1]], 1)[..., None]
         point = origin + direction * distance[:, None]
-        normal = unit((car.normals[corner] * weight).sum(1))
-        coords = (car.coords[corner] * weight).sum(1)
-        arriving = (self.light[corner] * weight).sum(1)
-        back = (sitter.face_normal[prim] * direction).sum(1) > 0
+        normal, coords, arriving = unit(blend(car.normals, corner, where)), blend(car.coords, corner, where), blend(self.light, corner, where)
+        back = dot(sitter.face_normal[prim], direction) > 0
         normal = np.where(back[:, None], -normal, normal)
         part = car.parts[corner[:, 0]]
         colour, mirror, metal, glass = sitter.material(part, point, normal, coords, back)
@@ -437,11 +452,11 @@ class View:
         arriving = np.where(back[:, None], 0.12, arriving)
         if not rich:
             return colour * arriving + 0.05 * (glass > 0)[:, None]
-        cosine = np.clip(-(direction * normal).sum(1), 0, 1)
+        cosine = np.clip(-dot(direction, normal), 0, 1)
         bounce = unit(direction + 2 * cosine[:, None] * normal)
         bounce[:, 2] += 1e-4
-        world = point @ self.turn.T + self.shift
-        seen = self.room.see(world, bounce @ self.turn.T, self.floor_share)
+        world = rotate(point, self.turn.T) + self.shift
+        seen = self.room.see(world, rotate(bounce, self.turn.T), self.floor_share)
         onto, *_ = sitter.shoot(point + normal * 4e-3, bounce)
         seen = np.where((onto >= 0)[:, None], car.look["paint"] * 0.35 + 0.02, seen)
         seen = np.minimum(seen, 6.0)
@@ -454,19 +469,23 @@ class View:
         if len(at):  # what is seen through the glass: seats, the far windows, the room behind
             start = point[at] + direction[at] * 3e-3
             prim_in, distance_in, where_in = sitter.shoot(start, direction[at])
-            through = self.room.see(world[at], direction[at] @ self.turn.T, self.floor_share)
+            through = self.room.see(world[at], rotate(direction[at], self.turn.T), self.floor_share)
             inside = np.flatnonzero(prim_in >= 0)
             if len(inside):
                 corner = car.faces[prim_in[inside]]
-                weight = np.stack([1 - where_in[inside].sum(1), where_in[inside, 0], where_in[inside, 1]], 1)[..., None]
-                coords = (car.coords[corner] * weight).sum(1)
                 spot = start[inside] + direction[at][inside] * distance_in[inside, None]
-                normal_in = (car.normals[corner] * weight).sum(1)
+                normal_in, coords = blend(car.normals, corner, where_in[inside]), blend(car.coords, corner, where_in[inside])
                 colour, _, _, second = sitter.material(car.parts[corner[:, 0]], spot, normal_in, coords, np.zeros(len(inside), bool))
                 lit = colour * (0.25 + 0.35 * np.abs(normal_in[:, 2:]))
                 through[inside] = np.where(second[:, None] > 0, through[inside] * second[:, None], lit)
             light[at] += through * (glass[at] * (1 - fresnel[at]))[:, None]
         return light
+
+
+def average_four(values, rows):
+    """Average the four rays of each pixel: (4 * rows * columns, c) in the order of `Room.rays` to (rows, columns, c)."""
+    values = values.reshape(rows, 2, -1, 2, values.shape[-1])
+    return 0.25 * (values[:, 0, :, 0] + values[:, 0, :, 1] + values[:, 1, :, 0] + values[:, 1, :, 1])
 
 
 def photograph(room, view, ground, rng):
@@ -482,11 +501,11 @@ def photograph(room, view, ground, rng):
     width, height, car = room.width, room.height, view.sitter.car
     photo, below, floor_xy = ground[0].copy(), ground[1], ground[2]
     eye = view.to_car(room.eye[None])
-    world = car.vertices @ view.turn.T + view.shift
+    world = rotate(car.vertices, view.turn.T) + view.shift
     # The floor: shade of the car, stains that turn with the table, the car's mirror image.
-    xy = (floor_xy - view.shift[:2]) @ view.turn[:2, :2]
+    xy = rotate(floor_xy - view.shift[:2], view.turn[:2, :2])
     share = view.sitter.sample(view.floor_light, xy)
-    place = (floor_xy @ view.turn[:2, :2] * 32 + 256).astype(np.float32)
+    place = (rotate(floor_xy, view.turn[:2, :2]) * 32 + 256).astype(np.float32)
     parts = [cv2.remap(room.texture, np.ascontiguousarray(place[i : i + 30000, :1]), np.ascontiguousarray(place[i : i + 30000, 1:]), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)[:, 0] for i in range(0, len(place), 30000)]
     stain = np.concatenate(parts)
     photo.reshape(-1, 3)[below] *= share[:, None] * stain
@@ -518,7 +537,7 @@ def photograph(room, view, ground, rng):
     for first in range(top, bottom, step):
         last = min(first + step, bottom)
         direction = room.rays(first + (np.arange(2 * (last - first)) + 0.5) / 2, columns)
-        direction = (direction.reshape(-1, 3) @ view.turn).astype(np.float32)
+        direction = rotate(direction.reshape(-1, 3), view.turn).astype(np.float32)
         start = np.broadcast_to(eye.astype(np.float32), direction.shape)
         prim, distance, where = view.sitter.shoot(start, direction)
         hit = np.flatnonzero(prim >= 0)
@@ -526,7 +545,7 @@ def photograph(room, view, ground, rng):
         if len(hit):
             light = view.shade(direction[hit], prim[hit], distance[hit], where[hit], start[hit])
             seen[hit] = np.append(np.minimum(light, 1.6), np.ones((len(hit), 1)), 1)  # a lamp's glint does not spread over a pixel
-        seen = seen.reshape(last - first, 2, right - left, 2, 4).mean((1, 3))
+        seen = average_four(seen, last - first)
         coverage[first:last, left:right] = seen[..., 3]
         photo[first:last, left:right] = photo[first:last, left:right] * (1 - seen[..., 3:]) + seen[..., :3]
     return develop(room, photo, rng), (coverage >= 0.5).astype(np.uint8)
@@ -541,7 +560,7 @@ def empty_room(room):
         last = min(first + step, room.height)
         direction = room.rays(first + (np.arange(2 * (last - first)) + 0.5) / 2, columns).reshape(-1, 3)
         light = room.see(np.broadcast_to(room.eye, direction.shape), direction)
-        photo[first:last] = light.reshape(last - first, 2, room.width, 2, 3).mean((1, 3))
+        photo[first:last] = average_four(light, last - first)
         direction = room.rays(first + np.arange(last - first) + 0.5, np.arange(room.width) + 0.5).reshape(-1, 3)
         distance, kind = room.meet(np.broadcast_to(room.eye, direction.shape), direction)
         at = np.flatnonzero(kind == 0)
@@ -599,7 +618,7 @@ def make_car_files(output, seed, number, width, height, stray):
         for image, path, options in zip((Image.fromarray(photo), gif), paths(output, car, view), ({"quality": quality}, {})):
             memory = BytesIO()
             image.save(memory, "JPEG" if options else "GIF", **options)
-            part = path.with_name(f".{path.name}.part")
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
             part.write_bytes(memory.getvalue())
             os.replace(part, path)
     return len(missing)
@@ -654,6 +673,8 @@ def make_studio(output, cars=Settings.cars, width=480, height=320, seed=Settings
     output = Path(output)
     for folder in ("train", "train_masks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
+        for part in (output / folder).glob(".*.part"):  # what a killed run left
+            part.unlink(missing_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if workers is None:  # starting processes costs as much as some 60 photos of 96x64
         workers = cores if cars * VIEWS * width * height > 3_000_000 else 1
@@ -665,10 +686,14 @@ def make_studio(output, cars=Settings.cars, width=480, height=320, seed=Settings
                 make_car_files(*job)
                 bar.update(VIEWS)
         else:
-            with ProcessPoolExecutor(min(workers, cars), mp_context=multiprocessing.get_context("spawn")) as pool:
+            # Ctrl-C is the parent's affair: it drops the cars not begun and waits for those that are.
+            pool = ProcessPoolExecutor(min(workers, cars), multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+            try:
                 for done in as_completed([pool.submit(make_car_files, *job) for job in jobs]):
                     done.result()
                     bar.update(VIEWS)
+            finally:
+                pool.shutdown(cancel_futures=True)
     return output
 
 
@@ -677,12 +702,12 @@ def main(settings):
     try:
         width, height = (int(side) for side in settings.size.lower().split("x"))
     except ValueError:
-        print(f"size must be width x height such as 480x320, got {settings.size}.", file=sys.stderr)
+        print(f"error: size must be width x height such as 480x320, got {settings.size}.", file=sys.stderr)
         return 2
     try:
         make_studio(settings.output, settings.cars, width, height, settings.seed, settings.workers, settings.stray)
     except (StudioError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)

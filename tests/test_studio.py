@@ -84,7 +84,7 @@ def test_work_that_was_killed_goes_on_where_it_stopped(small_set, tmp_path):
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("train*/*") if not path.name.startswith(".")}
     assert 5 <= len(kept) < 96
-    (tmp_path / "train" / f".{name_car(5, 2)}_16.jpg.part").write_bytes(b"half a photo")
+    (tmp_path / "train" / f".{name_car(5, 2)}_16.jpg.1.part").write_bytes(b"half a photo")
     make_studio(tmp_path, cars=3, width=96, height=64, seed=5, workers=1, progress=False)
     assert read_all(tmp_path) == read_all(small_set)
     pairs = {path for path in kept if path.suffix == ".gif" and path.parents[1] / "train" / path.name.replace("_mask.gif", ".jpg") in kept}
