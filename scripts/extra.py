@@ -498,7 +498,7 @@ def draw_predictions(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Im
         height, width = photo.shape[:2]
         pictures = [photo, draw_mask(mask, width, height), draw_mask(prediction, width, height), draw_errors(photo, mask, prediction)]
         rows.append((f"{cache.pairs[row].name}   Dice {dice(prediction, mask):.4f}", pictures))
-    return draw_sheet(rows, ["photo", "truth", "prediction", "errors: red false car, blue missed car"])
+    return draw_sheet(rows, ["photo", "truth", "prediction", "red: false car, blue: missed"])
 
 
 def draw_views(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Image.Image:
