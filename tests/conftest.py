@@ -1,0 +1,80 @@
+"""What the tests share: a data set of a few drawn cars, the settings of a run of seconds, and a way to start scripts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+SCRIPT_DIR = PROJECT_DIR / "scripts"
+sys.path.insert(0, str(SCRIPT_DIR))
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:
+    """Draw coloured ellipses on noise, in Carvana's layout: train/<car>_<view>.jpg and train_masks/<car>_<view>_mask.gif."""
+    rng = np.random.default_rng(0)
+    (folder / "train").mkdir(parents=True)
+    (folder / "train_masks").mkdir()
+    for number in range(n_cars):
+        for view in range(1, n_views + 1):
+            name = f"{number + 1:012x}_{view:02d}"
+            photo = Image.fromarray(rng.integers(90, 130, (height, width, 3), np.uint8))
+            mask = Image.new("P", (width, height))
+            mask.putpalette([0, 0, 0, 255, 255, 255])
+            x, y = rng.integers(width // 4, width // 3), rng.integers(height // 4, height // 3)
+            ellipse = (x, y, width - x + view, height - y + view)
+            ImageDraw.Draw(photo).ellipse(ellipse, tuple(rng.integers(150, 255, 3).tolist()))
+            ImageDraw.Draw(mask).ellipse(ellipse, 1)
+            photo.save(folder / "train" / f"{name}.jpg", quality=95)
+            mask.save(folder / "train_masks" / f"{name}_mask.gif")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory) -> Path:
+    """A folder with train/ and train_masks/: 3 cars of 4 views, 96x64. Shared by all tests: copy it before changing it."""
+    return draw_cars(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def tiny_settings(tiny_set, tmp_path) -> dict:
+    """Settings, as keywords of train.Config, of a run that takes seconds on one core; it leaves its files in tmp_path."""
+    return dict(
+        train_image_dir=tiny_set / "train",
+        train_mask_dir=tiny_set / "train_masks",
+        validation_share=0.34,
+        image_width=48,
+        image_height=32,
+        base_width=4,
+        batch_size=3,
+        epochs=2,
+        device="cpu",
+        precision="float32",
+        workers=0,
+        checkpoint_dir=tmp_path / "checkpoints",
+        prediction_dir=tmp_path / "predictions",
+        cache_dir=tmp_path / "cache",
+    )
+
+
+@pytest.fixture
+def tiny_args(tiny_settings) -> list[str]:
+    """The same settings as arguments of train.py."""
+    return [word for key, value in tiny_settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def run_script():
+    """Run `python scripts/<name> *args` to its end, with one thread, and return the CompletedProcess, output as text."""
+
+    def run(name: str, *args, **keywords) -> subprocess.CompletedProcess:
+        settings = dict(capture_output=True, text=True, timeout=300) | keywords
+        settings["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", **settings.get("env", {})}
+        return subprocess.run([sys.executable, str(SCRIPT_DIR / name), *map(str, args)], **settings)
+
+    return run
