@@ -91,7 +91,11 @@ def previous_path(path: Path | str) -> Path:
 
 
 def digest(value: object) -> str:
-    """Hash tensors and plain values, in dictionaries and lists, by their content."""
+    """Hash tensors and plain values, in dictionaries and lists, by their content.
+
+    Raises:
+        TypeError: If there is anything else: a file that held it could not be loaded safely.
+    """
     sha = hashlib.sha256()
 
     def update(value: object) -> None:
@@ -110,8 +114,10 @@ def digest(value: object) -> str:
             for item in value:
                 update(item)
             sha.update(b"]")
-        else:
+        elif value is None or type(value) in (bool, int, float, str):
             sha.update(repr(value).encode() + b";")
+        else:
+            raise TypeError(f"a checkpoint must hold tensors and plain values only, got {type(value).__name__}")
 
     update(value)
     return sha.hexdigest()
@@ -293,12 +299,12 @@ def dice(prediction: np.ndarray, mask: np.ndarray) -> float:
         1.0
     """
     area = np.count_nonzero(prediction) + np.count_nonzero(mask)
-    return 2 * np.count_nonzero(prediction & mask) / area if area else 1.0
+    return float(2 * np.count_nonzero(prediction & mask) / area) if area else 1.0
 
 
 def pixel_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
     """Share of the pixels of one image that are right, in [0, 1]. Black alone scores 0.79 on Carvana: read Dice."""
-    return np.count_nonzero(prediction == mask) / mask.size
+    return float(np.count_nonzero(prediction == mask) / mask.size)
 
 
 def edge_dice(prediction: np.ndarray, mask: np.ndarray, pixels: int = EDGE_PIXELS) -> float:
