@@ -21,7 +21,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from data import Cache, load_mask
-from unet import UNet, check_settings
+from unet import UNet, check_settings, count_values
 
 EDGE_PIXELS = 5  # half the width of the band round the true edge in which edge_dice looks
 N_BOOTSTRAP = 2000
@@ -213,7 +213,7 @@ def load_checkpoint(path: Path | str) -> dict:
 
 
 def build_network(description: dict, shapes: dict[str, tuple], path: Path) -> UNet:
-    """Build the network that a file describes, without memory for its weights, after comparing all shapes.
+    """Build the network that a file describes, once it is certain that the file holds as many numbers as that takes.
 
     Raises:
         ValueError: If settings are out of range or a tensor is missing, too many or of another shape.
@@ -221,8 +221,9 @@ def build_network(description: dict, shapes: dict[str, tuple], path: Path) -> UN
     try:
         settings = {str(key): value for key, value in description["network"].items()}
         check_settings(**settings)
-        with torch.device("meta"):
-            network = UNet(**settings)
+        if count_values(**settings) != sum(math.prod(shape) for shape in shapes.values()):
+            raise ValueError("its tensors do not fit the network that it describes")
+        network = UNet(**settings)
         width, height, threshold = (description[key] for key in ("image_width", "image_height", "threshold"))
         for side in (width, height):
             if type(side) is not int or not 0 < side <= 16384 or side % 2 ** settings["depth"]:

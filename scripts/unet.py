@@ -141,6 +141,24 @@ def check_settings(in_channels: int, out_channels: int, base_width: int, depth: 
         )
 
 
+def count_values(in_channels: int, out_channels: int, base_width: int, depth: int, kernel_size: int) -> int:
+    """Count the numbers in a network's state_dict without building it: a forged file cannot ask for memory.
+
+    Example:
+        >>> count_values(3, 1, 8, 4, 3) == sum(tensor.numel() for tensor in UNet(base_width=8).state_dict().values())
+        True
+    """
+
+    def double_conv(narrow: int, wide: int) -> int:
+        # Two batch norms of weight, bias, mean, variance and a counter follow the two convolutions.
+        return kernel_size**2 * (narrow * wide + wide * wide) + 2 * (4 * wide + 1)
+
+    widths = [base_width * 2**level for level in range(depth + 1)]
+    contracting = sum(double_conv(narrow, wide) for narrow, wide in zip([in_channels, *widths], widths))
+    expanding = sum(double_conv(2 * width, width) + 4 * 2 * width * width + width for width in widths[:-1])
+    return contracting + expanding + (base_width + 1) * out_channels + 2 * in_channels
+
+
 def check_image_size(height: int, width: int, divisor: int) -> None:
     """Raise a ValueError, naming the nearest size that works, unless `divisor` divides height and width."""
     if height % divisor or width % divisor or min(height, width) == 0:

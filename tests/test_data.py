@@ -1,0 +1,381 @@
+"""From files to batches: matching, checking, splitting, caching, augmenting, downloading."""
+
+import io
+import shutil
+import sys
+import time
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import CarDataset, EpochBatches
+
+
+def save(path, array, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array, mode).save(path) if mode else Image.fromarray(array).save(path)
+
+
+def photo(width=48, height=32):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def mask(width=48, height=32):
+    array = np.zeros((height, width), np.uint8)
+    array[8:24, 10:30] = 255
+    return array
+
+
+# ------------------------------------------------------------------------------------------------------------ pairs
+
+
+def test_photos_and_masks_are_matched_by_exact_stem_and_hidden_files_ignored(tmp_path):
+    for name in ("a.jpg", "b.PNG", "ab.webp", "c.tif", ".hidden.jpg", "notes.txt"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / name).touch()
+    (tmp_path / "x" / "folder.jpg").mkdir()
+    for name in ("a_mask.gif", "b.png", "ab_mask.png", ".a_mask.gif", "d_mask.gif"):
+        (tmp_path / "y").mkdir(exist_ok=True)
+        (tmp_path / "y" / name).touch()
+    pairs, unmatched = data.find_pairs(tmp_path / "x", tmp_path / "y")
+    assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [("a.jpg", "a_mask.gif"), ("ab.webp", "ab_mask.png"), ("b.PNG", "b.png")]
+    assert [path.name for path in unmatched] == ["c.tif", "d_mask.gif"]
+
+
+def test_photos_and_masks_may_share_a_folder(tmp_path):
+    for name in ("a.png", "a_mask.png", "b.jpg", "b_mask.png"):
+        (tmp_path / name).touch()
+    pairs, unmatched = data.find_pairs(tmp_path, tmp_path)
+    assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [("a.png", "a_mask.png"), ("b.jpg", "b_mask.png")]
+    assert unmatched == []
+
+
+def test_two_photos_of_one_stem_are_refused(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match="a.png and a.jpg share one stem"):
+        data.find_pairs(tmp_path, tmp_path)
+
+
+def test_carvana_names_tell_car_and_view_and_other_photos_are_cars_of_their_own():
+    assert data.split_name("0cdf5b5d0ce1_16") == ("0cdf5b5d0ce1", 16)
+    for stem in ("0cdf5b5d0ce1_17", "0cdf5b5d0ce_01", "holiday_01"):
+        assert data.split_name(stem) == (stem, 0)
+
+
+def test_a_missing_folder_and_one_without_pairs_get_their_sentences(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        data.require_pairs(tmp_path / "nowhere", tmp_path)
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match="at least one photo with its mask, got 1 files without a partner"):
+        data.require_pairs(tmp_path, tmp_path)
+
+
+def test_files_without_a_partner_are_left_out_and_named(tiny_set, tmp_path, capsys):
+    shutil.copytree(tiny_set, tmp_path / "set")
+    (tmp_path / "set/train_masks/000000000001_02_mask.gif").unlink()
+    assert len(data.require_pairs(tmp_path / "set/train", tmp_path / "set/train_masks")) == 11
+    assert "1 files have no partner and are left out: 000000000001_02.jpg" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ split
+
+
+def test_the_split_is_a_function_of_cars_and_seed_alone():
+    cars = [f"{n:012x}" for n in range(50)]
+    chosen = data.split_cars(cars, 0.2, seed=3)
+    assert chosen == data.split_cars(list(reversed(cars)) * 16, 0.2, seed=3)
+    assert len(chosen) == 10
+    assert chosen != data.split_cars(cars, 0.2, seed=4)
+
+
+def test_one_car_more_moves_few_others():
+    cars = [f"{n:012x}" for n in range(50)]
+    before, after = data.split_cars(cars, 0.2, 0), data.split_cars([*cars, "ffffffffffff"], 0.2, 0)
+    assert len(before - after) <= 1
+
+
+def test_both_sides_of_a_split_hold_a_car_and_one_car_cannot_be_split():
+    assert len(data.split_cars(["a", "b"], 0.0, 0)) == 1
+    assert len(data.split_cars(["a", "b"], 0.9, 0)) == 1
+    with pytest.raises(ValueError, match="at least 2 cars, one of them to validate on, got 1"):
+        data.split_cars(["a"] * 16, 0.1, 0)
+
+
+def test_limit_keeps_whole_cars(tiny_set):
+    pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
+    assert {p.car for p in data.limit_cars(pairs, 9)} == {"000000000001", "000000000002"}
+    assert len(data.limit_cars(pairs, 9)) == 8
+    with pytest.raises(ValueError, match="limit must leave room for a whole car, got 3. The first car has 4 photos"):
+        data.limit_cars(pairs, 3)
+
+
+# ------------------------------------------------------------------------------------------------------------ masks
+
+
+@pytest.mark.parametrize("levels", [(0, 255), (0, 1), (10, 200)])
+def test_a_mask_of_two_levels_is_cut_between_them(tmp_path, levels):
+    # Masks of 0/1 that are divided by 255 make every prediction black: the commonest complaint about U-Nets.
+    save(tmp_path / "m.png", np.where(mask() > 0, *reversed(levels)).astype(np.uint8))
+    assert np.array_equal(data.load_mask(tmp_path / "m.png"), mask() > 0)
+
+
+def test_a_palette_is_read_by_its_colours_not_its_indices(tmp_path):
+    image = Image.fromarray((mask() > 0).astype(np.uint8))
+    image = image.convert("P")
+    image.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white: the car is index 0
+    image.save(tmp_path / "m.gif")
+    assert np.array_equal(data.load_mask(tmp_path / "m.gif"), mask() == 0)
+
+
+def test_masks_of_one_level_are_all_background_or_all_car(tmp_path):
+    save(tmp_path / "black.png", np.zeros((4, 4), np.uint8))
+    save(tmp_path / "white.png", np.full((4, 4), 255, np.uint8))
+    assert not data.load_mask(tmp_path / "black.png").any()
+    assert data.load_mask(tmp_path / "white.png").all()
+
+
+def test_a_grey_mask_is_refused_by_name(tmp_path):
+    save(tmp_path / "m.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
+    with pytest.raises(ValueError, match=r"m.png must have two levels.* got 256 grey levels"):
+        data.load_mask(tmp_path / "m.png")
+
+
+def test_coverage_is_the_share_of_a_pixel_that_is_car(tmp_path):
+    array = np.zeros((32, 32), np.uint8)
+    array[:, :3] = 255
+    save(tmp_path / "a.png", np.zeros((32, 32, 3), np.uint8))
+    save(tmp_path / "a_mask.png", array)
+    pairs, _ = data.find_pairs(tmp_path, tmp_path)
+    coverage = data.read_pair(pairs[0], 16, 16)[1]
+    assert coverage[0, :3].tolist() == [255, 128, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+@pytest.fixture
+def pairs(tiny_set):
+    return data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
+
+
+def test_the_cache_holds_what_the_files_hold_and_is_built_once(pairs, tmp_path):
+    cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
+    image, coverage, native_size, _ = data.read_pair(pairs[5], 48, 32)
+    assert np.array_equal(cache.images[5], image) and np.array_equal(cache.coverage[5], coverage)
+    assert native_size == (64, 96)
+    stamp = (cache.path / "images.npy").stat().st_mtime_ns
+    assert data.build_cache(pairs, 48, 32, tmp_path, quiet=True).path == cache.path
+    assert (cache.path / "images.npy").stat().st_mtime_ns == stamp
+
+
+def test_a_changed_file_a_new_size_and_other_photos_get_caches_of_their_own(tiny_set, tmp_path):
+    shutil.copytree(tiny_set, tmp_path / "set")
+    pairs = data.require_pairs(tmp_path / "set/train", tmp_path / "set/train_masks")
+    paths = [data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True).path]
+    paths += [data.build_cache(pairs, 32, 32, tmp_path / "c", quiet=True).path, data.build_cache(pairs[1:], 48, 32, tmp_path / "c", quiet=True).path]
+    cache = data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
+    save(pairs[0].image_path, photo(96, 64))
+    with pytest.raises(RuntimeError, match="000000000001_01.jpg or its mask changed since training began"):
+        cache.check_unchanged(0)
+    paths.append(data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True).path)
+    assert len(set(paths)) == 4
+
+
+def test_an_interrupted_build_is_not_taken_for_a_whole_one(pairs, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "read_pair", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_broken_pair_stops_the_cache_and_is_named(tiny_set, tmp_path):
+    shutil.copytree(tiny_set, tmp_path / "set")
+    path = tmp_path / "set/train/000000000002_03.jpg"
+    path.write_bytes(path.read_bytes()[:600])
+    pairs = data.require_pairs(tmp_path / "set/train", tmp_path / "set/train_masks")
+    with pytest.raises(ValueError, match="1 of 12 pairs cannot be read, the first: .*000000000002_03.jpg is damaged or cut short"):
+        data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
+
+
+def test_a_mask_of_another_size_than_its_photo_is_refused(tmp_path):
+    save(tmp_path / "a.jpg", photo(48, 32))
+    save(tmp_path / "a_mask.png", mask(48, 33))
+    pairs, _ = data.find_pairs(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="a_mask.png must have the size of its photo, 48x32, got 48x33"):
+        data.read_pair(pairs[0], 16, 16)
+
+
+# ---------------------------------------------------------------------------------------------------------- batches
+
+
+def test_an_epoch_shows_each_photo_once_in_batches_of_nearly_equal_size():
+    batches = EpochBatches(range(100, 121), batch_size=8, shuffle=True)
+    rows = [[row for _, row in batch] for batch in batches]
+    assert sorted(sum(rows, [])) == list(range(100, 121))
+    assert [len(batch) for batch in rows] == [7, 7, 7] == [batches.batch_length(n) for n in range(3)]
+
+
+def test_the_order_changes_with_epoch_and_seed_and_nothing_else():
+    def order(seed, epoch, first=0):
+        batches = EpochBatches(range(20), 6, seed, shuffle=True)
+        batches.start(epoch, first)
+        return list(batches)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2) and order(0, 1) != order(1, 1)
+    assert order(0, 1, first=2) == order(0, 1)[2:]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_see_what_one_alone_would_see(world_size):
+    alone = EpochBatches(range(23), 6, seed=1, shuffle=True)
+    shares = [EpochBatches(range(23), 6, seed=1, shuffle=True, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert sum(parts, []) == whole
+
+
+def test_more_processes_than_photos_in_a_batch_are_refused():
+    with pytest.raises(ValueError, match="batch_size must give each of 4 processes a photo, got 2"):
+        EpochBatches(range(9), 2, world_size=4)
+
+
+def test_samples_do_not_depend_on_the_number_of_workers(pairs, tmp_path):
+    cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
+
+    def samples(workers):
+        batches = EpochBatches(range(12), 4, seed=5, shuffle=True)
+        batches.start(epoch=3)
+        loader = data.make_loader(CarDataset(cache, 5, augment=True, background=0.5), batches, workers)
+        return [torch.cat([images.flatten(), coverage.flatten()]) for images, coverage, _ in loader]
+
+    for alone, shared in zip(samples(0), samples(2), strict=True):
+        assert torch.equal(alone, shared)
+
+
+def test_augmentation_differs_by_epoch_and_photo_and_keeps_photo_and_mask_together(pairs, tmp_path):
+    cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
+    dataset = CarDataset(cache, 0, augment=True)
+    assert not np.array_equal(dataset[0, 0][0], dataset[1, 0][0])
+    for epoch in range(8):
+        image, coverage, _ = dataset[epoch, 0]
+        assert image.dtype == coverage.dtype == np.uint8 and image.shape == (32, 48, 3)
+        # The drawn cars are brighter than their background, so what the mask covers must be bright.
+        assert image[coverage > 200].mean() > image[coverage < 50].mean() + 20
+
+
+def test_a_replaced_background_leaves_the_car_as_it_was():
+    image, coverage = photo(), mask()
+    replaced = data.replace_background(image, coverage, np.random.default_rng(0))
+    assert np.array_equal(replaced[coverage == 255], image[coverage == 255])
+    assert np.abs(replaced[coverage == 0].astype(int) - image[coverage == 0]).mean() > 20
+
+
+def test_colour_statistics_are_those_of_all_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    mean, std = data.colour_statistics(images, range(5))
+    assert np.allclose(mean, images.reshape(-1, 3).mean(axis=0) / 255) and np.allclose(std, images.reshape(-1, 3).std(axis=0) / 255)
+
+
+# --------------------------------------------------------------------------------------------------- check, download
+
+
+def test_check_reports_counts_and_passes_good_files(tiny_set, run_script):
+    result = run_script("data.py", "check", "--train-image-dir", tiny_set / "train", "--train-mask-dir", tiny_set / "train_masks")
+    assert result.returncode == 0, result.stderr
+    assert "12 of 3 cars, 0 files without a partner" in result.stdout
+    assert "96x64, 12 pairs" in result.stdout and "to mend:  0" in result.stdout
+
+
+def test_check_names_each_file_to_mend_and_exits_with_1(tiny_set, tmp_path, run_script):
+    shutil.copytree(tiny_set, tmp_path / "set")
+    images, masks = tmp_path / "set/train", tmp_path / "set/train_masks"
+    (images / "000000000001_01.jpg").write_bytes((images / "000000000001_01.jpg").read_bytes()[:700])
+    (images / "000000000001_02.jpg").write_bytes(b"")
+    (images / "000000000001_03.jpg").write_text("not a photo at all, but long enough to be one")
+    (masks / "000000000001_04_mask.gif").unlink()
+    save(masks / "000000000002_01_mask.gif", mask(20, 20))
+    save(masks / "000000000002_02_mask.gif", np.zeros((64, 96), np.uint8))
+    save(masks / "000000000002_03_mask.gif", np.tile(np.arange(96, dtype=np.uint8), (64, 1)))
+    result = run_script("data.py", "check", "--train-image-dir", images, "--train-mask-dir", masks)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    for file, words in {
+        "000000000001_01.jpg": "is damaged or cut short",
+        "000000000001_02.jpg": "is empty",
+        "000000000001_03.jpg": "must be a JPEG, PNG, WebP, BMP or TIFF photo",
+        "000000000001_04.jpg": "has no partner",
+        "000000000002_01_mask.gif": "must have the size of its photo, 96x64, got 20x20",
+        "000000000002_02_mask.gif": "got all background",
+        "000000000002_03_mask.gif": "must have two levels",
+    }.items():
+        assert any(file in line and words in line for line in result.stdout.splitlines()), (file, result.stdout)
+    assert "to mend:  7" in result.stdout
+
+
+def test_a_missing_folder_is_one_sentence_and_no_traceback(tmp_path, run_script):
+    result = run_script("data.py", "check", "--train-image-dir", tmp_path / "no", "--train-mask-dir", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and "is not a folder" in result.stderr
+
+
+@pytest.fixture
+def kaggle(monkeypatch, tmp_path):
+    """A stand-in for kagglehub that serves two small archives, as Kaggle lays them out."""
+    monkeypatch.setattr(data, "N_COMPETITION_PAIRS", 3)
+    module = types.ModuleType("kagglehub")
+    module.asked = []
+
+    def competition_download(competition, path):
+        module.asked.append((competition, path))
+        folder, ending = path.removesuffix(".zip"), "_mask.gif" if "masks" in path else ".jpg"
+        archive_path = tmp_path / path
+        with zipfile.ZipFile(archive_path, "w") as archive:
+            for n in range(3):
+                archive.writestr(f"{folder}/{n:012x}_01{ending}", b"content")
+            archive.writestr(f"__MACOSX/{folder}/._{0:012x}_01{ending}", b"junk")
+        return str(archive_path)
+
+    module.competition_download = competition_download
+    monkeypatch.setitem(sys.modules, "kagglehub", module)
+    return module
+
+
+def test_download_brings_the_two_archives_and_counts_the_files(kaggle, tmp_path, capsys):
+    assert data.download(tmp_path / "data") == 0
+    assert kaggle.asked == [(data.COMPETITION, "train.zip"), (data.COMPETITION, "train_masks.zip")]
+    assert len(list((tmp_path / "data/train").iterdir())) == len(list((tmp_path / "data/train_masks").iterdir())) == 3
+    data.download(tmp_path / "data")
+    assert len(kaggle.asked) == 2, "what is there is not fetched again"
+
+
+def test_download_says_what_to_click_when_kaggle_says_403_or_401(kaggle, tmp_path):
+    for status, words in (("403 Client Error", "rules accepted first: open https://www.kaggle.com/c/carvana"), ("401 Unauthorized", "make a token")):
+
+        def refuse(competition, path):
+            raise OSError(status)
+
+        kaggle.competition_download = refuse
+        with pytest.raises(RuntimeError, match=words):
+            data.download(tmp_path / "data")
+
+
+def test_too_few_files_after_a_download_are_an_error(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "N_COMPETITION_PAIRS", 4)
+    with pytest.raises(RuntimeError, match="train must hold 4 files, got 3"):
+        data.download(tmp_path / "data")
+
+
+def test_an_archive_cannot_write_outside_its_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("../outside.jpg", b"content")
+    with pytest.raises(RuntimeError, match="path outside its folder"):
+        data.extract(tmp_path / "bad.zip", tmp_path / "data")
+    assert not (tmp_path / "outside.jpg").exists()
