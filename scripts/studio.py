@@ -327,7 +327,7 @@ class Sitter:
         rim = nose & ~grille & (y < wide * w * (1.1 - 0.5 * (high - t)) + 0.03) & (t > low - 0.03) & (t < high + 0.03)
         if look["chrome"]:
             put(rim, 0.55, 0.5, 0.9)
-        put(nose & (y < look["intake"] * w) & (t > 0.08) & (t < 0.24), 0.012)
+        put(nose & (y < look["intake"] * w) & (t > 0.10) & (t < look["intake_high"]), 0.012)
         put(nose & (np.abs(y - 0.76 * w) < 0.13 * w) & (np.abs(t - 0.20) < 0.07), 0.015)
         put(nose & (np.abs(y - 0.76 * w) < 0.09 * w) & (np.abs(t - look["fog"]) < 0.025), 0.5, 0.15)
         reach = (car.length + car.width) * np.where(x > 0, s, 1 - s)  # metres from the middle of the nose, or of the tail, along the outline
@@ -384,7 +384,7 @@ class Sitter:
             wave = np.where(share > 0.45, np.abs(wave - 0.32 * share) * 1.7, wave)
         spoke = (wave < look["spoke_wide"] * (1.15 - 0.5 * share)) | (share > 0.90) | (share < 0.24)
         face = part == RIM
-        shine = look["rim"] * (0.75 + 0.35 * np.cos(wave * 2.5))
+        shine = look["rim"] * (0.95 + 0.4 * np.cos(wave * 2.5))
         put(face, np.where(spoke[:, None], shine[:, None], np.where((share < 0.75) & (np.sin(turn * 40) > -0.9), 0.05, 0.012)[:, None])[face], 0.06)
         metal[face & spoke] = 0.6
         put(face & (share < 0.13), 0.04)

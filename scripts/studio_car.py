@@ -318,7 +318,7 @@ def make_car(rng, detail=1.0):
     car.look = {
         "paint": np.clip(np.array(colours[pick]) * rng.uniform(0.8, 1.15) * (1 + rng.uniform(-1, 1, 3) * (0.015 if np.ptp(colours[pick]) < 0.05 else 0.08)), 0.006, 0.85),
         "metal": metals[pick] * rng.uniform(0.4, 1.2), "doors": door_x, "grille": rng.uniform((0.35, 0.30, 0.62), (0.66, 0.50, 0.84)), "bulbs": rng.uniform(1.0, 3.2),
-        "bars": rng.uniform(25, 60), "intake": rng.uniform(0.45, 0.75), "chrome": rng.random() < 0.5, "lamp_in": rng.uniform(0.50, 0.68), "fog": rng.uniform(0.15, 0.25),
+        "bars": rng.uniform(25, 60), "intake": rng.uniform(0.45, 0.75), "intake_high": rng.uniform(0.2, 0.36), "chrome": rng.random() < 0.5, "lamp_in": rng.uniform(0.50, 0.68), "fog": rng.uniform(0.15, 0.25),
         "lamp_low": rng.uniform(0.58, 0.72), "lamp_long": rng.uniform(0.40, 0.75), "lamp_tall": rng.uniform(0.13, 0.24), "lamp_rise": rng.uniform(0.0, 0.18),
         "tail_in": rng.uniform(0.45, 0.74), "tail_low": rng.uniform(0.58, 0.72), "tail_long": rng.uniform(0.35, 0.75), "tail_tall": rng.uniform(0.16, 0.30), "tail_rise": rng.uniform(0, 0.1),
         "lines": rng.uniform((0.15, -0.2, 0.025), (0.85, 0.22, 0.045), (2, 3)), "hood": rng.uniform((0.22, -0.3), (0.36, 0.3)), "bumper": rng.uniform(0.5, 0.6), "clad": style in ("suv", "pickup") and rng.random() < 0.5 or rng.random() < 0.12,
