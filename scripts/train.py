@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,10 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
+HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "images_per_second", "data_wait", "seconds")
+ADVICE_ON_NAN = "Lower learning_rate, or use --precision float32; --load-model goes on from the last checkpoint, which is sound."
+
+
 @dataclass
 class Progress:
     """Where a run stands: all that a resumed run needs beside weights and optimizer."""
@@ -112,7 +117,20 @@ class Progress:
     wait_seconds: float = 0.0  # of these, spent waiting for data
     micro_batches: int = 1  # parts into which a batch is cut since memory ran out
     best_dice: float = -1.0
-    history: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)  # a row of HISTORY_COLUMNS for each epoch
+
+    def __post_init__(self):
+        counts = dict(epoch=self.epoch, batch=self.batch, n_seen=self.n_seen, micro_batches=self.micro_batches)
+        for name, value in counts.items():
+            if type(value) is not int or not (name == "micro_batches") <= value <= 10**9:
+                raise TypeError(f"{name} must be a count, got {value!r}")
+        numbers = [self.loss_sum, self.seconds, self.wait_seconds, self.best_dice]
+        for row in self.history:
+            if set(row) != set(HISTORY_COLUMNS):
+                raise TypeError(f"history must have the columns {', '.join(HISTORY_COLUMNS)}")
+            numbers += row.values()
+        if len(self.history) != self.epoch or not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+            raise TypeError("the history must have a row of numbers for each epoch")
 
 
 # ------------------------------------------------------------------------------------------------------- the machine
@@ -173,16 +191,33 @@ def choose_workers(workers: int | None, device: torch.device, world_size: int) -
 
 
 class StopRequest:
-    """Turn SIGTERM and Ctrl-C into a wish to stop after this step; a second signal ends the process at once."""
+    """Turn SIGTERM and Ctrl-C, inside `with`, into an orderly end.
+
+    While `saves` is True the first signal is a wish to stop after this step. At other times there is nothing to save, and
+    it leaves at once. A second signal always ends the process at once.
+    """
 
     def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.receive)
+        self.signal, self.saves = 0, False
+        self.handlers_before = {}
+
+    def __enter__(self) -> "StopRequest":
+        # Python lets only the main thread do this: elsewhere signals do what they did before.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.handlers_before[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler)
 
     def receive(self, number: int, frame) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        for each in self.handlers_before:
+            signal.signal(each, signal.SIG_DFL)
+        if not self.saves:
+            sys.exit(128 + number)
 
     def wanted(self, device: torch.device, world_size: int) -> bool:
         """Tell whether any process was asked to stop."""
@@ -297,9 +332,10 @@ def train(config: Config) -> dict:
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
         if chief:
             stack.enter_context(lock_folder(config.checkpoint_dir))
-        summary = run(config, device, rank, world_size)
+        summary = run(config, device, rank, world_size, stop)
     if world_size > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -310,10 +346,13 @@ def train(config: Config) -> dict:
     return summary
 
 
+LOCK_SECONDS = 10  # a killed run's data workers, which hold the lock too, notice its end after five
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path):
-    """Keep a second run out of the folder while this one lives; the lock dies with its process."""
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    """Keep a second run out of the folder while this one lives; the lock dies with its processes."""
+    lock = filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -322,14 +361,15 @@ def lock_folder(folder: Path):
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}). Name another --checkpoint-dir.") from error
     try:
+        for leftover in folder.glob("*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
 
 
-def run(config: Config, device: torch.device, rank: int, world_size: int) -> dict:
+def run(config: Config, device: torch.device, rank: int, world_size: int, stop: StopRequest) -> dict:
     chief = rank == 0
-    stop = StopRequest()
     precision = choose_precision(config.precision, device)
     cv2.setNumThreads(1)  # one sample at a time: more threads would only wait on each other
     if config.deterministic:
@@ -374,13 +414,28 @@ def run(config: Config, device: torch.device, rank: int, world_size: int) -> dic
 
     progress = Progress()
     if config.load_model:
+        if chief:
+            bring_earlier_run_back(config.checkpoint_dir)
         state = extra.load_checkpoint(config.checkpoint_dir / "last.pt")
-        check_resumable(state, config, cache, chief)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        progress = Progress(**state["progress"])
+        try:
+            check_resumable(state, config, cache, chief)
+            network.load_state_dict(state["network"])
+            average.load_state_dict(state["weights"])
+            restore_optimizer(optimizer, state["optimizer"])
+            if state["scaler"] and scaler.is_enabled():  # a run may go on in another precision
+                scaler.load_state_dict({key: type(own)(state["scaler"][key]) for key, own in scaler.state_dict().items()})
+            progress = Progress(**state["progress"])
+            if progress.batch > len(batches):
+                raise TypeError(f"batch must be at most {len(batches)}, got {progress.batch}")
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise ValueError(f"{config.checkpoint_dir / 'last.pt'} does not hold a training of this project ({reason}).") from error
+        if progress.best_dice >= 0:
+            try:
+                extra.read_checkpoint(config.checkpoint_dir / "best.pt")
+            except (FileNotFoundError, ValueError) as error:
+                print(f"{error} The best weights are lost; the next validated ones take their place.", file=sys.stderr)
+                progress.best_dice = -1.0
         if chief:
             print(f"going on from epoch {progress.epoch + 1}, batch {progress.batch + 1}, of {config.checkpoint_dir / 'last.pt'}")
     elif chief:
@@ -393,8 +448,28 @@ def run(config: Config, device: torch.device, rank: int, world_size: int) -> dic
         trained=dict(config=plain(config), n_train_photos=len(train_rows), torch=str(torch.__version__), device=device_name(device)),
     )
 
+    unread: list[tuple[int, int, Tensor]] = []  # batch, its images, its loss: still on the device
+
+    def read_losses() -> float:
+        """Wait for the device, add the losses up, and stop at one that is not finite, before it can be saved."""
+        for (batch, count, _), loss in zip(unread, torch.stack([row[2] for row in unread]).tolist() if unread else []):
+            if not math.isfinite(loss):
+                raise RuntimeError(f"the loss is {loss} in epoch {progress.epoch + 1}, batch {batch + 1}. {ADVICE_ON_NAN}")
+            progress.loss_sum += loss * count
+            progress.n_seen += count
+        unread.clear()
+        return progress.loss_sum / max(1, progress.n_seen)
+
+    def check_weights() -> None:
+        """Stop at weights that are not finite: a step may spoil them though the loss before it was sound."""
+        for tensor in (*network.state_dict().values(), *average.state_dict().values()):
+            if not tensor.isfinite().all():
+                raise RuntimeError(f"the weights are no longer finite numbers in epoch {progress.epoch + 1}. {ADVICE_ON_NAN}")
+
     def save_last() -> None:
         """Save everything that the run needs to go on as if it had never stopped."""
+        read_losses()
+        check_weights()
         if chief:
             state = dict(
                 description=described,
@@ -461,25 +536,11 @@ def run(config: Config, device: torch.device, rank: int, world_size: int) -> dic
         print(f"{'epoch':>6}{'train loss':>12}{'val loss':>12}{'val dice':>10}{'lr':>10}{'img/s':>8}{'wait':>7}{'seconds':>9}")
     timed_images, timed_seconds, steps_here = 0, 0.0, 0
     started = last_saved = time.perf_counter()
+    stop.saves = True
     while progress.epoch < config.epochs:
         epoch = progress.epoch
         batches.start(epoch, progress.batch)
         network.train()
-        unread: list[tuple[int, int, Tensor]] = []  # batch, its images, its loss: still on the device
-
-        def read_losses() -> float:
-            """Wait for the device, add the losses up, and stop at one that is not finite, before it can be saved."""
-            for (batch, count, _), loss in zip(unread, torch.stack([row[2] for row in unread]).tolist() if unread else []):
-                if not math.isfinite(loss):
-                    raise RuntimeError(
-                        f"the loss is {loss} in epoch {epoch + 1}, batch {batch + 1}. Lower learning_rate, or use --precision "
-                        "float32; --load-model goes on from the last checkpoint, which is sound."
-                    )
-                progress.loss_sum += loss * count
-                progress.n_seen += count
-            unread.clear()
-            return progress.loss_sum / max(1, progress.n_seen)
-
         bar = tqdm(
             total=len(batches), initial=progress.batch, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not chief, file=sys.stderr
         )
@@ -514,12 +575,12 @@ def run(config: Config, device: torch.device, rank: int, world_size: int) -> dic
                 speed = timed_images / timed_seconds if timed_seconds else 0
                 bar.set_postfix_str(f"loss {mean_loss:.4f}, {speed:.1f} img/s, {progress.wait_seconds / progress.seconds:.0%} waiting")
             if clock - last_saved > 60 * config.checkpoint_minutes and progress.batch < len(batches):
-                read_losses()
                 save_last()
                 last_saved = time.perf_counter()
             leave_if_asked(progress.batch)
         bar.close()
         train_loss = read_losses()
+        check_weights()
         if world_size > 1:
             train_loss = mean_over_processes([train_loss, 1.0], device)[0] / world_size
         if not config.ema_decay:
@@ -529,14 +590,16 @@ def run(config: Config, device: torch.device, rank: int, world_size: int) -> dic
                 dist.broadcast(tensor, 0)
 
         # Validation, at training size; then this epoch is done.
-        val_loss, val_dice = validate(average, cache, validation_rows[rank::world_size], config, device, precision, lambda: leave_if_asked(0))
+        # Several processes do not ask between photos: they may have one more or less, and would wait for each other.
+        between = (lambda: leave_if_asked(0)) if world_size == 1 else (lambda: None)
+        val_loss, val_dice = validate(average, cache, validation_rows[rank::world_size], config, device, precision, between)
         progress.history.append(
             dict(
                 epoch=epoch + 1,
                 train_loss=train_loss,
                 val_loss=val_loss,
                 val_dice=val_dice,
-                learning_rate=optimizer.param_groups[0]["lr"],
+                learning_rate=learning_rate_at((epoch + 1) * len(batches) - 1, n_steps, config),
                 images_per_second=progress.n_seen / progress.seconds if progress.seconds else 0.0,
                 data_wait=progress.wait_seconds / progress.seconds if progress.seconds else 0.0,
                 seconds=progress.seconds,
@@ -557,6 +620,13 @@ def run(config: Config, device: torch.device, rank: int, world_size: int) -> dic
             )
         save_last()
         last_saved = time.perf_counter()
+
+    # From here on all that matters is saved, and --load-model would begin with the score.
+    stop.saves = False
+    if stop.signal:
+        sys.exit(128 + stop.signal)
+    if progress.best_dice < 0:
+        save_best()
 
     # The score, with the best weights, at the photos' own size.
     state = extra.read_checkpoint(config.checkpoint_dir / "best.pt")
@@ -654,16 +724,43 @@ def check_resumable(state: dict, config: Config, cache: Cache, chief: bool) -> N
         print("settings changed since the run began: " + ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in changed))
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Restore the moments, not the settings, which may have changed; a forged file's shapes are not passed on."""
+    moments, parameters = state["state"], optimizer.param_groups[0]["params"]
+    if moments and list(moments) != list(range(len(parameters))):  # none before the first step
+        raise TypeError("the optimizer's moments are not those of the network")
+    for index, moment in moments.items():
+        shapes = {name: tensor.shape for name, tensor in moment.items()}
+        if shapes != {"step": torch.Size([]), "exp_avg": parameters[index].shape, "exp_avg_sq": parameters[index].shape}:
+            raise TypeError("the optimizer's moments do not fit the network")
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def set_earlier_run_aside(folder: Path) -> None:
-    """Move what an earlier run left into `earlier/`, so that a run begun by mistake does not overwrite it."""
+    """Move what an earlier run left into `earlier/`, so that a run begun by mistake does not overwrite it.
+
+    Until all files are moved they are in `earlier.partial/`, where a process killed midway leaves them: a new run
+    finishes the move, --load-model undoes it.
+    """
     names = ("last.pt", "last.previous.pt", "best.pt", "history.csv", "settings.json", "score_card.json", "scores.csv")
     found = [folder / name for name in names if (folder / name).exists()]
-    if found:
-        shutil.rmtree(folder / "earlier", ignore_errors=True)
-        (folder / "earlier").mkdir()
+    partial = folder / "earlier.partial"
+    if found or partial.is_dir():
+        partial.mkdir(exist_ok=True)
         for path in found:
-            path.rename(folder / "earlier" / path.name)
+            path.replace(partial / path.name)
+        shutil.rmtree(folder / "earlier", ignore_errors=True)
+        partial.rename(folder / "earlier")
         print(f"the earlier run in {folder} is now in {folder / 'earlier'}; --load-model would have gone on with it")
+
+
+def bring_earlier_run_back(folder: Path) -> None:
+    """Undo a move that `set_earlier_run_aside` could not finish."""
+    partial = folder / "earlier.partial"
+    if partial.is_dir():
+        for path in partial.iterdir():
+            path.replace(folder / path.name)
+        partial.rmdir()
 
 
 def write_settings(config: Config) -> None:
