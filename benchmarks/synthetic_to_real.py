@@ -19,10 +19,11 @@ import numpy as np
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import extra  # noqa: E402
-import train  # noqa: E402
-from data import build_cache, limit_cars, load_mask, require_pairs  # noqa: E402
-from studio import make_studio  # noqa: E402
+import extra
+import train
+from studio import make_studio
+
+from data import build_cache, limit_cars, load_mask, require_pairs
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def tell_errors(prediction: np.ndarray, mask: np.ndarray) -> dict[str, int]:
 def main(settings: Settings) -> None:
     started = time.perf_counter()
     real = limit_cars(require_pairs(settings.real_dir / "train", settings.real_dir / "train_masks"), settings.limit)
-    studio_dir = settings.work_dir / f"studio_{settings.width}x{settings.height}_seed{settings.studio_seed}_stray{settings.stray:g}_cars{settings.cars}"
+    studio_dir = (
+        settings.work_dir
+        / f"studio_{settings.width}x{settings.height}_seed{settings.studio_seed}_stray{settings.stray:g}_cars{settings.cars}"
+    )
     make_studio(studio_dir, settings.cars, settings.width, settings.height, settings.studio_seed, stray=settings.stray)
     studio_seconds = time.perf_counter() - started
     config = train.Config(
@@ -114,7 +118,12 @@ def main(settings: Settings) -> None:
         by_car.setdefault(row["car"], []).append(row["dice"])
     car_dice = np.array([np.mean(values) for values in by_car.values()])
     worst = sorted(rows, key=lambda row: row["dice"])[:10]
-    examples = {real_row: logits for real_row, _, logits in train.predict_rows(network, cache, [n for n, pair in enumerate(real) if pair.name in {row["name"] for row in worst[:6]}], config, device, precision)}
+    examples = {
+        real_row: logits
+        for real_row, _, logits in train.predict_rows(
+            network, cache, [n for n, pair in enumerate(real) if pair.name in {row["name"] for row in worst[:6]}], config, device, precision
+        )
+    }
     extra.save_picture(config.prediction_dir / "worst_real.png", extra.draw_predictions(list(examples.items()), cache))
     total = max(1, sum(errors.values()))
     report = {

@@ -20,8 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from studio_car import BLACK, BODY, CABIN, CHROME, PAINTED, PLATE, RIM, SEAT, TYRE, make_car
+from studio_car import BODY, make_car
 
 try:
     from embreex.mesh_construction import TriangleMesh
@@ -31,7 +30,22 @@ except ImportError:  # said in one sentence by check_settings, when photos are a
 
 VIEWS = 16
 CHUNK = 60_000  # rays shaded at a time: the arrays stay in the processor's cache
-WORDS = ("NORVIA", "AUTOMER", "CELVARO", "MOTARA", "VELORAN", "GARAVIN", "KARMOND", "DRIVENTA", "OLANDRA", "TURNOVA", "CASTIMO", "WAGENIA", "RUMESKA", "HUBZEIT")
+WORDS = (
+    "NORVIA",
+    "AUTOMER",
+    "CELVARO",
+    "MOTARA",
+    "VELORAN",
+    "GARAVIN",
+    "KARMOND",
+    "DRIVENTA",
+    "OLANDRA",
+    "TURNOVA",
+    "CASTIMO",
+    "WAGENIA",
+    "RUMESKA",
+    "HUBZEIT",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class Room:
         self.horizon = near(0.245, 0.04)  # where the horizon lies, as a share of the frame's height
         self.middle = np.array([0, -3.0]) + near(0, 0.5)
         self.radius, self.ceiling = near(10, 0.8), near(4.8, 0.5)
-        grey, warm = near(0.50, 0.16), near(-0.01, 0.07)
+        grey, warm = near(0.50, 0.16), near(0.0, 0.10)
         self.floor = grey * np.array([1 + warm, 1, 1 - 1.3 * warm + 0.02])
         self.disc = self.floor * near(1.03, 0.07) * (1 + np.array([1, 0, -1.2]) * near(0.015, 0.03))
         self.disc_radius = near(3.3, 0.25)
@@ -78,7 +92,10 @@ class Room:
         self.letters_left, self.letters_wide = near(-4.8, 0.6), near(9.8, 0.8)
         boxes = int(rng.integers(3, 7))
         self.box_soft = rng.uniform(0.1, 1.2)
-        self.boxes = [(rng.uniform(-4.5, 4.5), rng.uniform(-7, 4), rng.uniform(0.5, 1.6), rng.uniform(0.5, 2.0), rng.uniform(2, 6)) for _ in range(boxes)]
+        self.boxes = [
+            (rng.uniform(-4.5, 4.5), rng.uniform(-7, 4), rng.uniform(0.5, 1.6), rng.uniform(0.5, 2.0), rng.uniform(2, 6))
+            for _ in range(boxes)
+        ]
         self.panels = [(rng.uniform(-1.3, 1.3), rng.uniform(0.12, 0.4), rng.uniform(0.8, 1.8), rng.uniform(1.5, 4)) for _ in range(3)]
         self.rail = near(-5.0, 0.5) if rng.random() < 0.3 + 0.2 * stray else -99.0  # the edge of a pit before the turntable
         self.rail_low = rng.uniform(0.02, 0.5) * self.floor.mean()
@@ -107,15 +124,27 @@ class Room:
             spots = cv2.resize(rng.uniform(-1, 1, (cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
             stains += depth * spots[..., None] * (1, 1, 1.15)
         for _ in range(rng.integers(3, 14)):  # arcs where tyres turned
-            ink, radius = np.zeros((size, size), np.float32), rng.uniform(0.6, self.disc_radius * 1.1) * scale
+            ink, radius = np.zeros((size, size), np.uint8), rng.uniform(0.6, self.disc_radius * 1.1) * scale
             start, sweep = rng.uniform(0, 360), rng.uniform(10, 100)
-            cv2.ellipse(ink, (size // 2, size // 2), (int(radius), int(radius * rng.uniform(0.9, 1))), 0, start, start + sweep, 1, int(rng.integers(2, 8)), cv2.LINE_AA)
-            stains *= 1 - cv2.GaussianBlur(ink, (0, 0), 2.5)[..., None] * rng.uniform(0.03, 0.2) * np.array([0.8, 1, 1.2], np.float32)
+            cv2.ellipse(
+                ink,
+                (size // 2, size // 2),
+                (int(radius), int(radius * rng.uniform(0.9, 1))),
+                0,
+                start,
+                start + sweep,
+                255,
+                int(rng.integers(2, 8)),
+                cv2.LINE_AA,
+            )
+            stains *= 1 - cv2.GaussianBlur(ink / np.float32(255), (0, 0), 2.5)[..., None] * rng.uniform(0.03, 0.2) * np.array(
+                [0.8, 1, 1.2], np.float32
+            )
         turn = rng.uniform(0, np.pi)
         for angle in turn + np.pi * np.arange(3) / 3:  # the plates of the turntable
-            ink, tip = np.zeros((size, size), np.float32), self.disc_radius * scale * np.array([np.cos(angle), np.sin(angle)])
-            cv2.line(ink, tuple(int(v) for v in 256 - tip), tuple(int(v) for v in 256 + tip), 1, 1, cv2.LINE_AA)
-            stains *= 1 - 0.16 * ink[..., None]
+            ink, tip = np.zeros((size, size), np.uint8), self.disc_radius * scale * np.array([np.cos(angle), np.sin(angle)])
+            cv2.line(ink, tuple(int(v) for v in 256 - tip), tuple(int(v) for v in 256 + tip), 255, 1, cv2.LINE_AA)
+            stains *= 1 - 0.2 * cv2.GaussianBlur(ink / np.float32(255), (0, 0), 0.6)[..., None]
         return stains.astype(np.float32)
 
     def rays(self, rows, columns):
@@ -130,7 +159,13 @@ class Room:
         """Return frame positions (n, 2) in pixels, (row, column), of world points (n, 3)."""
         away = points - self.eye
         depth = away[:, 1] / np.hypot(1.0, 0.13)
-        return np.stack([self.horizon * self.height - away[:, 2] / depth / self.field * self.width, (away[:, 0] / depth / self.field + 0.5) * self.width], 1)
+        return np.stack(
+            [
+                self.horizon * self.height - away[:, 2] / depth / self.field * self.width,
+                (away[:, 0] / depth / self.field + 0.5) * self.width,
+            ],
+            1,
+        )
 
     def meet(self, origin, direction):
         """Follow rays (n, 3) to the room: distance (n,) and kind (n,) 0 floor, 1 wall, 2 ceiling."""
@@ -158,7 +193,9 @@ class Room:
             x, y = point[at, 0], point[at, 1]
             bright = np.full(len(at), 0.55, np.float32)
             for cx, cy, w, h, power in self.boxes:
-                bright += power * (np.clip((w - np.abs(x - cx)) / self.box_soft + 0.5, 0, 1) * np.clip((h - np.abs(y - cy)) / self.box_soft + 0.5, 0, 1))
+                bright += power * (
+                    np.clip((w - np.abs(x - cx)) / self.box_soft + 0.5, 0, 1) * np.clip((h - np.abs(y - cy)) / self.box_soft + 0.5, 0, 1)
+                )
             light[at] = bright[:, None]
         return light
 
@@ -241,7 +278,9 @@ class Sitter:
         # Light that reaches the floor around the car, direction by direction.
         self.step = 0.07 / detail
         nx, ny = int((car.length + 3.6) / self.step), int((car.width + 3.6) / self.step)
-        grid = (np.stack(np.meshgrid(np.arange(nx), np.arange(ny), indexing="ij"), -1).reshape(-1, 2) - ((nx - 1) / 2, (ny - 1) / 2)) * self.step
+        grid = (
+            np.stack(np.meshgrid(np.arange(nx), np.arange(ny), indexing="ij"), -1).reshape(-1, 2) - ((nx - 1) / 2, (ny - 1) / 2)
+        ) * self.step
         ground = np.append(grid, np.full((len(grid), 1), 1e-3), 1).astype(np.float32)
         self.floor_seen = (self.blocked(ground, up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
         # Light that reaches the car's vertices, weighted by the cosine; what comes up from the floor has to get there first.
@@ -256,7 +295,10 @@ class Sitter:
         """Look (n, 2) points of the car's frame up in a floor table (nx, ny), 1 outside."""
         place = np.asarray(xy / self.step + (np.array(table.shape) - 1) / 2, np.float32)
         pad = [np.clip(place[:, k], -1, table.shape[k]).reshape(1, -1) for k in (1, 0)]
-        out = [cv2.remap(table, pad[0][:, i : i + 30000], pad[1][:, i : i + 30000], cv2.INTER_LINEAR, borderValue=1.0) for i in range(0, len(place), 30000)]
+        out = [
+            cv2.remap(table, pad[0][:, i : i + 30000], pad[1][:, i : i + 30000], cv2.INTER_LINEAR, borderValue=1.0)
+            for i in range(0, len(place), 30000)
+        ]
         return np.concatenate(out, 1)[0]
 
     def blocked(self, points, directions, wanted=None):
@@ -287,118 +329,6 @@ class Sitter:
             prim[at], where[at] = again["primID"], np.stack([again["u"], again["v"]], 1)
         return prim, distance, where
 
-    def material(self, part, point, normal, coords, back):
-        """Say what the car is made of at points of its own frame.
-
-        Returns:
-            colour (n, 3), mirror reflectance seen head-on (n,), metallic share (n,), glass (n,) the share of light let through or 0.
-        """
-        car, look = self.car, self.car.look
-        x, y, z, (t, s) = point[:, 0], np.abs(point[:, 1]), point[:, 2], coords.T
-        n = len(x)
-        colour = np.empty((n, 3), np.float32)
-        colour[:] = look["paint"]
-        mirror, metal, glass = np.full(n, 0.032, np.float32), np.full(n, look["metal"], np.float32), np.zeros(n, np.float32)
-
-        def put(where, value, reflect=0.03, metallic=0.0):
-            colour[where], mirror[where], metal[where] = value, reflect, metallic
-
-        half, w = car.length / 2, car.width / 2
-        body, cabin = part == BODY, part == CABIN
-        side = body & (np.abs(normal[:, 1]) > 0.5) & (t > 0)
-        if look["clad"]:
-            arch = np.zeros(n, bool)
-            for axle in car.axles:
-                arch |= np.hypot(x - axle, z - car.wheel_radius) < car.arch + 0.06
-            put(body & ((t < 0.17) | arch & (t < 0.9)), 0.03, 0.02)
-        put(body & (t < 0.05), 0.02, 0.02)
-        for line in look["doors"]:
-            put(side & (np.abs(x - line - 0.05 * (t - 0.5)) < 0.006) & (t > 0.10) & (t < 1.05), look["paint"] * 0.12)
-        put(side & (np.abs(t - 0.115) < 0.008) & (x < look["doors"][0]) & (x > look["doors"][-1]), look["paint"] * 0.12)
-        put(body & (t > 1) & (np.abs(x - car.cabin_span[0] - 0.10) < 0.10) & (y < 0.85 * w), 0.015)  # wipers' trough
-        put(body & (t > 1) & (x < car.cabin_span[0]) & (x > car.cabin_span[1]), 0.03, 0.01)  # under the glass
-        if car.style == "pickup":
-            put(body & (t > 1.12) & (x < car.cabin_span[1]) & (x > -half + 0.1), 0.015, 0.02)
-        put(body & (t > 1) & (x > car.cabin_span[0]) & (np.abs(y - 0.86 * w - 0.04 * (x - half)) < 0.006), look["paint"] * 0.15)  # hood gap
-        nose, tail = body & (x > half - 0.6) & (t > 0), body & (x < -half + 0.5) & (t > 0) & (normal[:, 0] < 0.3)
-        wide, low, high = look["grille"]
-        grille = nose & (y < wide * w * (1.1 - 0.5 * (high - t))) & (t > low) & (t < high)
-        put(grille, np.where(np.sin(z[grille] * 2 * np.pi * look["bars"])[:, None] > 0.2, 0.35 if look["chrome"] else 0.06, 0.008), 0.04)
-        rim = nose & ~grille & (y < wide * w * (1.1 - 0.5 * (high - t)) + 0.03) & (t > low - 0.03) & (t < high + 0.03)
-        if look["chrome"]:
-            put(rim, 0.55, 0.5, 0.9)
-        put(nose & (y < look["intake"] * w) & (t > 0.10) & (t < look["intake_high"]), 0.012)
-        put(nose & (np.abs(y - 0.76 * w) < 0.13 * w) & (np.abs(t - 0.20) < 0.07), 0.015)
-        put(nose & (np.abs(y - 0.76 * w) < 0.09 * w) & (np.abs(t - look["fog"]) < 0.025), 0.5, 0.15)
-        reach = (car.length + car.width) * np.where(x > 0, s, 1 - s)  # metres from the middle of the nose, or of the tail, along the outline
-        along = (reach - look["lamp_in"] * w) / look["lamp_long"]
-        above = (t - look["lamp_low"] - look["lamp_rise"] * along) / (look["lamp_tall"] * np.sqrt(np.clip(1.15 - np.abs(2 * along - 0.7) ** 2 * 0.5, 0.05, 1)))
-        lamp = nose & (along > 0) & (along < 1) & (above > 0) & (above < 1)
-        bulb = np.exp(-((((along[lamp] * look["bulbs"]) % 1 - 0.5) / 0.28) ** 4) - ((above[lamp] - 0.5) / 0.36) ** 4)
-        put(lamp, (0.06 + 0.6 * bulb * (0.75 + 0.25 * np.sin(y[lamp] * 200)))[:, None] * (1, 1, 1.03), 0.10)
-        put(lamp & (along > 0.80), (0.50, 0.20, 0.03), 0.08)
-        along = (reach - look["tail_in"] * w) / look["tail_long"]
-        above = (t - look["tail_low"] - look["tail_rise"] * along) / (look["tail_tall"] * np.sqrt(np.clip(1.1 - along * 0.6, 0.05, 1)))
-        lamp = tail & (along > 0) & (along < 1) & (above > 0) & (above < 1)
-        put(lamp, (0.40, 0.012, 0.012), 0.07)
-        put(lamp & (np.abs(above - 0.3) < 0.10) & (along < 0.6), (0.45, 0.28, 0.26), 0.1)
-        put(tail & (y < 0.62 * w) & (t < 0.13), 0.02)
-        put(tail & (np.abs(t - 0.50) < 0.008), look["paint"] * 0.15)
-
-        front, rear = car.corners
-        glassy = cabin & ~back & (t > 0.12) & (t < 0.80)
-        wind, behind = glassy & (s < front * 0.90) & (t > 0.06), glassy & (s > rear + 0.12 * (1 - rear)) & (t < 0.76)
-        flank = glassy & (s > front * 1.12) & (s < rear - 0.02) & (t > 0.15)
-        if look["cargo"]:
-            flank &= x > look["doors"][1]
-            behind &= False
-        put(cabin & (t > 0.05) & (t < 0.82) & (s > front * 1.05) & (s < rear), 0.012)  # seals and door frames
-        put(cabin & (s < front) & (t < 0.84), 0.012)
-        put(cabin & (s > front * 0.94) & (s < front * 1.04), look["paint"], 0.045, look["metal"])
-        if look["line_chrome"]:
-            put(cabin & (t > 0.10) & (t < 0.135) & (s > front) & (s < rear), 0.5, 0.5, 0.9)
-        for pillar in car.pillars:
-            flank &= np.abs(x - pillar) > 0.045
-        if look["roof"] is not None:
-            put(cabin & (t > (0.05 if car.style == "convertible" else 0.86)), look["roof"], 0.0 if car.style == "convertible" else 0.045)
-            if car.style == "convertible":
-                behind &= (t > 0.3) & (t < 0.62)
-                flank &= x > look["doors"][1] - 0.25
-        for where, share in ((wind, look["tint"]), (behind, look["tint"] * look["privacy"]), (flank, look["tint"])):
-            put(where, 0.004, 0.05)
-            glass[where] = share
-        glass[flank & (x < look["doors"][1])] *= look["privacy"]
-        put(wind & (t > 0.70) & (y < 0.14), 0.01)
-        if look["sticker"]:
-            put(wind & (t > 0.55) & (t < 0.62) & (np.abs(point[:, 1] + 0.5) < 0.07), 0.8)
-            glass[wind & (t > 0.55) & (t < 0.62) & (np.abs(point[:, 1] + 0.5) < 0.07)] = 0
-
-        axle = np.where(np.abs(x - car.axles[0]) < np.abs(x - car.axles[1]), *car.axles)
-        out, turn = np.hypot(x - axle, z - car.wheel_radius), np.arctan2(z - car.wheel_radius, x - axle) + look["turn"]
-        tyre = part == TYRE
-        tread = np.where((np.abs(normal[:, 1]) < 0.5) & (np.sin(y * 160) > 0.4), 0.010, 0.030 + 0.010 * np.sin(out * 90))
-        put(tyre, tread[tyre, None], 0.015)
-        share = out / look["rim_radius"]
-        wave = np.abs((turn * look["spokes"] / (2 * np.pi)) % 1 - 0.5) * 2  # 0 at a spoke's middle
-        if look["split"]:
-            wave = np.where(share > 0.45, np.abs(wave - 0.32 * share) * 1.7, wave)
-        spoke = (wave < look["spoke_wide"] * (1.15 - 0.5 * share)) | (share > 0.90) | (share < 0.24)
-        face = part == RIM
-        shine = look["rim"] * (0.95 + 0.4 * np.cos(wave * 2.5))
-        put(face, np.where(spoke[:, None], shine[:, None], np.where((share < 0.75) & (np.sin(turn * 40) > -0.9), 0.05, 0.012)[:, None])[face], 0.06)
-        metal[face & spoke] = 0.6
-        put(face & (share < 0.13), 0.04)
-
-        put(part == BLACK, 0.015, 0.03)
-        put(part == CHROME, 0.60, 0.5, 0.9)
-        put(part == SEAT, look["cloth"], 0.0)
-        plate = part == PLATE
-        blue = (np.abs(normal[:, 0]) > 0.5) & ((np.abs(s) < 0.85) & (np.abs(t + 0.62) < 0.2) | (np.hypot((s + 0.45) * 1.9, t - 0.15) < 0.4))
-        put(plate, np.where(blue[:, None], look["plate"], 0.75)[plate])
-        put(back & body, 0.006, 0.0)
-        put(back & cabin, look["cloth"] * 0.5 + 0.02, 0.0)
-        return colour, mirror, metal, glass
-
 
 class View:
     """One photo: the car turned to one of the sixteen headings."""
@@ -412,7 +342,9 @@ class View:
         sky = rotate(sitter.sky, self.turn.T)
         light = room.see(np.broadcast_to(np.float32([0, 0, 0.8]), sky.shape), sky)
         up = sky[:, 2] > 0
-        falls = (0.5 * light[up].mean(1) + 0.5 * light[up].mean()) * (0.25 + sky[up, 2])  # lamps hang high, and each stands between the few rays
+        falls = (0.5 * light[up].mean(1) + 0.5 * light[up].mean()) * (
+            0.25 + sky[up, 2]
+        )  # lamps hang high, and each stands between the few rays
         floor = np.einsum("xyk,k->xy", sitter.floor_seen, falls / (falls * sky[up, 2]).sum() * sky[up, 2].sum())
         self.floor_light = cv2.GaussianBlur(floor.astype(np.float32), (0, 0), 0.8) ** room.depth
         even = (light[up] * sky[up, 2:]).sum(0) / sky[up, 2].sum()
@@ -424,31 +356,21 @@ class View:
     def floor_share(self, xy):
         return self.sitter.sample(self.floor_light, rotate(xy - self.shift[:2], self.turn[:2, :2]))
 
-    def press(self, part, point, normal, coords):
-        """Tilt the normals (n, 3) where the sheet is pressed into lines: along the sides, over the hood, above the bumpers."""
-        car, look, t = self.sitter.car, self.sitter.car.look, coords[:, 0]
-        tilt = np.zeros_like(normal)
-        side = (part == BODY) & (t > 0) & (t < 1)
-        for line, depth, wide in look["lines"]:
-            tilt[:, 2] += np.where(side, depth * np.exp(-(((t - line - 0.02 * point[:, 0]) / wide) ** 2)), 0)
-        hood = (part == BODY) & (t > 1) & (point[:, 0] > car.cabin_span[0])
-        spot = np.abs(point[:, 1]) - car.width * (look["hood"][0] - 0.06 * (point[:, 0] - car.cabin_span[0]))
-        tilt[:, 1] = np.where(hood, look["hood"][1] * np.sign(point[:, 1]) * np.exp(-((spot / 0.05) ** 2)), 0)
-        ends = side & (np.abs(point[:, 0]) > car.length / 2 - 0.45)
-        tilt[:, 2] += np.where(ends, 0.3 * np.exp(-(((t - look["bumper"]) / 0.03) ** 2)), 0)
-        return unit(normal + tilt).astype(np.float32)
-
     def shade(self, direction, prim, distance, where, origin, rich=True):
         """Return the light (n, 3) that hits send back along car-frame rays; `rich` follows mirrored rays and looks through glass."""
         car, sitter = self.sitter.car, self.sitter
         corner = car.faces[prim]
         point = origin + direction * distance[:, None]
-        normal, coords, arriving = unit(blend(car.normals, corner, where)), blend(car.coords, corner, where), blend(self.light, corner, where)
+        normal, coords, arriving = (
+            unit(blend(car.normals, corner, where)),
+            blend(car.coords, corner, where),
+            blend(self.light, corner, where),
+        )
         back = dot(sitter.face_normal[prim], direction) > 0
         normal = np.where(back[:, None], -normal, normal)
         part = car.parts[corner[:, 0]]
-        colour, mirror, metal, glass = sitter.material(part, point, normal, coords, back)
-        normal = self.press(part, point, normal, coords)
+        colour, mirror, metal, glass = car.material(part, point, normal, coords, back)
+        normal = car.press(part, point, normal, coords)
         arriving = np.where(back[:, None], 0.12, arriving)
         if not rich:
             return colour * arriving + 0.05 * (glass > 0)[:, None]
@@ -475,7 +397,7 @@ class View:
                 corner = car.faces[prim_in[inside]]
                 spot = start[inside] + direction[at][inside] * distance_in[inside, None]
                 normal_in, coords = blend(car.normals, corner, where_in[inside]), blend(car.coords, corner, where_in[inside])
-                colour, _, _, second = sitter.material(car.parts[corner[:, 0]], spot, normal_in, coords, np.zeros(len(inside), bool))
+                colour, _, _, second = car.material(car.parts[corner[:, 0]], spot, normal_in, coords, np.zeros(len(inside), bool))
                 lit = colour * (0.25 + 0.35 * np.abs(normal_in[:, 2:]))
                 through[inside] = np.where(second[:, None] > 0, through[inside] * second[:, None], lit)
             light[at] += through * (glass[at] * (1 - fresnel[at]))[:, None]
@@ -506,7 +428,16 @@ def photograph(room, view, ground, rng):
     xy = rotate(floor_xy - view.shift[:2], view.turn[:2, :2])
     share = view.sitter.sample(view.floor_light, xy)
     place = (rotate(floor_xy, view.turn[:2, :2]) * 32 + 256).astype(np.float32)
-    parts = [cv2.remap(room.texture, np.ascontiguousarray(place[i : i + 30000, :1]), np.ascontiguousarray(place[i : i + 30000, 1:]), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)[:, 0] for i in range(0, len(place), 30000)]
+    parts = [
+        cv2.remap(
+            room.texture,
+            np.ascontiguousarray(place[i : i + 30000, :1]),
+            np.ascontiguousarray(place[i : i + 30000, 1:]),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT,
+        )[:, 0]
+        for i in range(0, len(place), 30000)
+    ]
     stain = np.concatenate(parts)
     photo.reshape(-1, 3)[below] *= share[:, None] * stain
     mirrored = room.project(world * (1, 1, -1))
@@ -552,7 +483,11 @@ def photograph(room, view, ground, rng):
 
 
 def empty_room(room):
-    """Render what no car changes: light (H, W, 3) float32, indices of the floor's pixels, and where on the floor they lie (n, 2) float32."""
+    """Render what no car changes.
+
+    Returns:
+        light (H, W, 3) float32; indices (n,) of the pixels that show the floor; where on the floor they lie, (n, 2) float32 metres.
+    """
     photo, below, spots = np.empty((room.height, room.width, 3), np.float32), [], []
     step = max(1, CHUNK // (4 * room.width))
     columns = (np.arange(2 * room.width) + 0.5) / 2
@@ -631,7 +566,9 @@ def check_settings(output, cars, width, height, seed, workers, stray):
         StudioError: with one sentence that says what to change.
     """
     if EmbreeScene is None:
-        raise StudioError("The studio's ray library must be installed, embreex was not found: run `pip install -r requirements-studio.txt`.")
+        raise StudioError(
+            "The studio's ray library must be installed, embreex was not found: run `pip install -r requirements-studio.txt`."
+        )
     if cars < 1:
         raise StudioError(f"cars must be at least 1, got {cars}: each car gives {VIEWS} photos.")
     if not (32 <= width <= 1918 and 32 <= height <= 1280):
@@ -649,7 +586,10 @@ def check_settings(output, cars, width, height, seed, workers, stray):
         if photo.exists():
             with Image.open(photo) as image:
                 if image.size != (width, height):
-                    raise StudioError(f"output must be empty or hold photos of {width}x{height}, got {photo.name} of {image.width}x{image.height}: choose another --output.")
+                    raise StudioError(
+                        f"output must be empty or hold photos of {width}x{height}, got {photo.name} of {image.width}x{image.height}: "
+                        "choose another --output."
+                    )
 
 
 def make_studio(output, cars=Settings.cars, width=480, height=320, seed=Settings.seed, workers=None, stray=Settings.stray, progress=True):
@@ -687,7 +627,9 @@ def make_studio(output, cars=Settings.cars, width=480, height=320, seed=Settings
                 bar.update(VIEWS)
         else:
             # Ctrl-C is the parent's affair: it drops the cars not begun and waits for those that are.
-            pool = ProcessPoolExecutor(min(workers, cars), multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+            pool = ProcessPoolExecutor(
+                min(workers, cars), multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+            )
             try:
                 for done in as_completed([pool.submit(make_car_files, *job) for job in jobs]):
                     done.result()

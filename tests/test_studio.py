@@ -13,8 +13,8 @@ from PIL import Image
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import studio  # noqa: E402
-from studio import make_studio, name_car, shoot_view  # noqa: E402
+import studio
+from studio import make_studio, name_car, shoot_view
 
 pytest.importorskip("embreex", reason="the studio needs requirements-studio.txt")
 STUDIO = [sys.executable, str(SCRIPTS / "studio.py")]
@@ -139,9 +139,9 @@ def test_256_photos_of_480x320_take_at_most_90_seconds_on_2_cores():
     assert seconds / 8 * 256 / 2 < 90, f"{seconds / 8:.2f} s a photo"
 
 
-def test_a_native_size_photo_is_made():
-    (_, photo, mask, _), *rest = shoot_view(0, 0, 1918, 1280, 0.3, [3])
-    assert photo.shape == (1280, 1918, 3) and mask.shape == (1280, 1918) and 0.1 < mask.mean() < 0.41
+def test_a_photo_larger_than_one_batch_of_rays_is_whole():
+    ((_, photo, mask, _),) = shoot_view(0, 0, 959, 640, 0.3, [3])
+    assert photo.shape == (640, 959, 3) and mask.shape == (640, 959) and 0.1 < mask.mean() < 0.41
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,6 @@ def test_a_missing_ray_library_is_named_with_the_command_that_installs_it(monkey
     [(["--size", "large"], "size must be width x height such as 480x320, got large"), (["--cars", "0"], "cars must be at least 1, got 0")],
 )
 def test_the_command_line_says_a_mistake_in_one_line(options, sentence, tmp_path):
-    result = subprocess.run([*STUDIO, "--output", str(tmp_path), *options], capture_output=True, text=True)
+    result = subprocess.run([*STUDIO, "--output", str(tmp_path), *options], capture_output=True, text=True, check=False)
     assert result.returncode in (1, 2)
     assert sentence in result.stderr and len(result.stderr.strip().splitlines()) == 1
