@@ -1,0 +1,78 @@
+"""The notebook: thin, free of outputs, and run from top to bottom, twice."""
+
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from conftest import PROJECT_DIR
+
+NOTEBOOK = PROJECT_DIR / "CarvanaUNET.ipynb"
+# The same notebook, small: fewer cars, a narrower network, fewer epochs.
+SMALL = {
+    'CARS, STUDIO_SIZE = 12, "480x320"': 'CARS, STUDIO_SIZE = 3, "96x64"',
+    "else (240, 160)": "else (96, 64)",
+    "else (16, 12)": "else (4, 2)",
+}
+
+
+def cells(kind):
+    return [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_cells_are_short_hold_no_functions_and_carry_no_outputs():
+    for cell in cells("code"):
+        assert len([line for line in cell.source.splitlines() if line.strip()]) <= 10, cell.source
+        assert "def " not in cell.source and "class " not in cell.source
+        assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_each_code_cell_is_introduced_in_words():
+    kinds = [cell.cell_type for cell in nbformat.read(NOTEBOOK, as_version=4).cells]
+    assert all(before == "markdown" for before, kind in zip(kinds, kinds[1:]) if kind == "code")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The project as a fresh clone has it, the notebook made small."""
+    folder = tmp_path_factory.mktemp("clone") / "CarvanaUNET"
+    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT_DIR, capture_output=True, text=True)
+    for name in filter(None, files.stdout.split("\0")):
+        if (PROJECT_DIR / name).is_file() and not name.startswith((".", "tests/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT_DIR / name, folder / name)
+    for name in ("data", "checkpoints", "predictions"):
+        (folder / name).mkdir(exist_ok=True)
+    return folder
+
+
+def execute(folder, changes):
+    notebook = nbformat.read(folder / "CarvanaUNET.ipynb", as_version=4)
+    for cell in notebook.cells:
+        for old, new in changes.items():
+            cell.source = cell.source.replace(old, new)
+    source = "\n".join(cell.source for cell in notebook.cells)
+    assert all(new in source for new in changes.values()), "the notebook has changed: so must the test"
+    NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+@pytest.mark.filterwarnings("default")  # Jupyter's own
+def test_the_notebook_runs_from_top_to_bottom_twice(copy):
+    for _ in range(2):
+        notebook = execute(copy, SMALL)
+        text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+        assert "score card at the photos' own size" in text and "to mend:  0" in text
+        pictures = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs if "image/png" in o.get("data", {})]
+        assert len(pictures) >= 5
+    assert (copy / "predictions/worst.png").exists() and (copy / "checkpoints/best.pt").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_training_that_fails_stops_the_notebook(copy):
+    with pytest.raises(CellExecutionError, match="training failed: see the message above"):
+        execute(copy, SMALL | {"{WIDTH} --image-height": "95 --image-height"})
