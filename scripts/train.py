@@ -4,7 +4,7 @@
     python scripts/train.py --load-model                            goes on where the last run stopped
     torchrun --nproc-per-node 2 scripts/train.py                    several GPUs
 
-A run leaves in checkpoint_dir: best.pt, last.pt, history.csv, settings.json, score_card.json, scores.csv; in
+A run leaves in checkpoint_dir: best.pt, best.safetensors (to share), last.pt, history.csv, settings.json, score_card.json, scores.csv; in
 prediction_dir: pictures.
 """
 
@@ -445,7 +445,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         image_height=config.image_height,
         threshold=0.5,
         network=network.settings,
-        trained=dict(config=plain(config), n_train_photos=len(train_rows), torch=str(torch.__version__), device=device_name(device)),
+        trained=dict(settings=shareable(config), n_train_photos=len(train_rows), torch=str(torch.__version__), device=device_name(device)),
     )
 
     unread: list[tuple[int, int, Tensor]] = []  # batch, its images, its loss: still on the device
@@ -644,6 +644,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     save_best()
     if chief:
         print(extra.format_score_card(card))
+        extra.save_weights(config.checkpoint_dir / "best.safetensors", average, described)
         save_scores(config, card, rows)
         extra.save_curves(config.prediction_dir / "curves.png", progress.history)
         save_final_pictures(average, cache, validation_rows, rows, config, device, precision)
@@ -704,6 +705,11 @@ def plain(config: Config) -> dict:
     return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(config).items()}
 
 
+def shareable(config: Config) -> dict:
+    """Settings that say how a network was trained, without the folders of the machine that did it."""
+    return {key: value for key, value in plain(config).items() if not key.endswith("_dir") and key not in ("start_from", "load_model")}
+
+
 def check_resumable(state: dict, config: Config, cache: Cache, chief: bool) -> None:
     """Refuse to go on where the checkpoint's run cannot be continued, and say what else has changed."""
     path = config.checkpoint_dir / "last.pt"
@@ -742,7 +748,7 @@ def set_earlier_run_aside(folder: Path) -> None:
     Until all files are moved they are in `earlier.partial/`, where a process killed midway leaves them: a new run
     finishes the move, --load-model undoes it.
     """
-    names = ("last.pt", "last.previous.pt", "best.pt", "history.csv", "settings.json", "score_card.json", "scores.csv")
+    names = ("last.pt", "last.previous.pt", "best.pt", "best.safetensors", "history.csv", "settings.json", "score_card.json", "scores.csv")
     found = [folder / name for name in names if (folder / name).exists()]
     partial = folder / "earlier.partial"
     if found or partial.is_dir():

@@ -105,7 +105,7 @@ def test_a_run_learns(finished):
 def test_a_run_leaves_checkpoints_history_scores_and_pictures(finished):
     config, _ = finished
     left = {path.name for path in config.checkpoint_dir.iterdir()} - {".lock"}
-    assert left == {"best.pt", "last.pt", "last.previous.pt", "history.csv", "settings.json", "score_card.json", "scores.csv"}
+    assert left == {"best.pt", "best.safetensors", "last.pt", "last.previous.pt", "history.csv", "settings.json", "score_card.json", "scores.csv"}
     pictures = {path.name for path in config.prediction_dir.iterdir()}
     assert pictures == {f"epoch_{n:03d}.png" for n in range(1, 13)} | {"worst.png", "views.png", "curves.png"}
     for path in config.prediction_dir.iterdir():
@@ -142,6 +142,13 @@ def test_best_pt_rebuilds_a_network_that_predicts_as_scored(finished):
     card = description["trained"]["score_card"]
     assert f"{card['dice']:.6f}" == summary["dice"]
     assert network.settings["base_width"] == 8
+
+
+def test_the_weights_to_share_say_how_they_were_trained_and_not_where(finished):
+    config, _ = finished
+    network, description = extra.load_network(config.checkpoint_dir / "best.safetensors")
+    assert description["trained"]["settings"]["learning_rate"] == 3e-3 and description["trained"]["n_train_photos"] == 8
+    assert str(config.checkpoint_dir.parent) not in json.dumps(description)
 
 
 def test_start_from_begins_with_the_weights_of_a_file(finished, tmp_path):
