@@ -10,7 +10,7 @@ anything differs.
 """
 
 import csv
-import dataclasses
+import importlib
 import mmap
 import os
 import shutil
@@ -287,8 +287,8 @@ def main(args: list[str]) -> int:
     settings = tyro.cli(Settings, args=args, description=__doc__)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    import albumentations  # noqa: F401  imported before the first fork
-    import matplotlib.pyplot  # noqa: F401
+    for module in ("albumentations", "matplotlib.pyplot", "torch._dynamo"):  # imported once, before the first fork
+        importlib.import_module(module)
 
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
@@ -298,7 +298,7 @@ def main(args: list[str]) -> int:
     problems = summary.pop("problems")
     for problem in problems:
         print(problem, file=sys.stderr)
-    for key, value in {**dataclasses.asdict(settings), **summary, "seconds": round(time.perf_counter() - begun)}.items():
+    for key, value in {**summary, "precision": settings.precision, "seed": settings.seed, "seconds": round(time.perf_counter() - begun)}.items():
         print(f"{key}: {value}")
     return 1 if problems else 0
 

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import os
+import pickletools
+import re
 import sys
 import warnings
 import zipfile
@@ -25,6 +27,9 @@ from unet import UNet, check_settings, count_values
 
 EDGE_PIXELS = 5  # half the width of the band round the true edge in which edge_dice looks
 N_BOOTSTRAP = 2000
+TENSOR_NAMES = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2"} | {
+    f"torch.{kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
+}  # all that the pickle of a checkpoint may call
 
 
 def run_command(main: Callable, args: list[str] | None = None) -> None:
@@ -37,10 +42,11 @@ def run_command(main: Callable, args: list[str] | None = None) -> None:
         sys.exit(main(args) or 0)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        reason = " ".join(str(error).split()) or "memory ran out"  # one line, whatever a file's name or a library's message holds
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -54,7 +60,7 @@ def write_file(path: Path | str, content: bytes) -> None:
         OSError: If it cannot be written; the file that was there is still whole.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write one picture
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -74,6 +80,19 @@ def write_file(path: Path | str, content: bytes) -> None:
         ) from error
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `write_file` whose process was killed; those of living processes stay."""
+    for path in folder.glob("*.tmp"):
+        match = re.fullmatch(r".+\.(\d{1,7})\.tmp", path.name)
+        if match and os.name == "posix":  # elsewhere there is no harmless way to ask whether a process lives
+            try:
+                os.kill(int(match[1]), 0)
+            except ProcessLookupError:
+                path.unlink(missing_ok=True)
+            except PermissionError:  # it lives, and is another user's
+                pass
+
+
 def sync_folder(folder: Path) -> None:
     """Make a renaming in a folder outlive a power cut, where the system lets folders be opened."""
     if hasattr(os, "O_DIRECTORY"):
@@ -90,16 +109,31 @@ def previous_path(path: Path | str) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def digest(value: object) -> str:
+def digest(value: object, n_values: int | None = None, n_bytes: int | None = None) -> str:
     """Hash tensors and plain values, in dictionaries and lists, by their content.
+
+    Args:
+        value: What to hash.
+        n_values: At most so many values may be met: in a forged file lists that hold each other grow beyond all bounds.
+        n_bytes: Likewise for the bytes of tensors, which may be views of a single number.
 
     Raises:
         TypeError: If there is anything else: a file that held it could not be loaded safely.
+        ValueError: If there is more than allowed.
     """
     sha = hashlib.sha256()
+    left = dict(values=n_values, bytes=n_bytes)
+
+    def spend(what: str, amount: int) -> None:
+        if left[what] is not None:
+            left[what] -= amount
+            if left[what] < 0:
+                raise ValueError("it claims to hold more than its own size")
 
     def update(value: object) -> None:
+        spend("values", 1)
         if isinstance(value, Tensor):
+            spend("bytes", value.nbytes)
             tensor = value.detach().cpu().contiguous()
             sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
@@ -166,30 +200,49 @@ def read_checkpoint(path: Path | str) -> dict:
         raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
     try:
         # The archive is of stored, not packed, members, so nothing in it can be larger than the file.
+        n_bytes = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
-            sum(member.file_size for member in members) > path.stat().st_size
-        ):
-            raise ValueError("it claims to hold more than its own size")
-        code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
+                sum(member.file_size for member in members) > n_bytes
+            ):
+                raise ValueError("it claims to hold more than its own size")
+            pickles = [member for member in members if member.filename.endswith(".pkl")]
+            if len(pickles) != 1 or len({member.filename for member in members}) != len(members):
+                raise ValueError("it must hold one table of contents")
+            pickled = archive.read(pickles[0])
+        code = sorted(foreign_names(pickled))
         if code:
             raise PermissionError(
                 f"{path} carries code ({', '.join(code[:3])}), which was not run. Do not use it: checkpoints of this "
                 "project hold tensors and plain values only."
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
-        checksum = state.pop("checksum", None)
+        checksum = state.pop("checksum", None) if isinstance(state, dict) else None
         if checksum is None:
             raise ValueError("it has no checksum, so it is not from this project")
-        if checksum != digest(state):
+        if checksum != digest(state, n_values=len(pickled), n_bytes=n_bytes):  # a value takes at least a byte of the pickle
             raise ValueError("its content does not fit its checksum")
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         raise
     except Exception as error:  # a damaged archive can fail anywhere in zipfile or torch
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or not a checkpoint of this project ({reason}).") from error
     return state
+
+
+def foreign_names(pickled: bytes) -> set[str]:
+    """List what a pickle would call beyond what tensors need, without running any of it.
+
+    This is stricter than `weights_only=True`, which also lets a file ask for an array of a terabyte.
+    """
+    names = set()
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "GLOBAL":
+            names.add(argument.replace(" ", "."))
+        elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+            names.add(operation.name)
+    return names - TENSOR_NAMES
 
 
 def load_checkpoint(path: Path | str) -> dict:
@@ -254,21 +307,21 @@ def load_network(path: Path | str) -> tuple[UNet, dict]:
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:  # it has compared the header with the file's size
                 description = json.loads((file.metadata() or {})["description"])
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-                network = build_network(description, shapes, path)
-                weights = {name: file.get_tensor(name) for name in shapes}
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+                weights = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged or not a file of this project's weights ({error}).") from error
     else:
         state = read_checkpoint(path)
-        description = state.get("description", {})
-        weights = state.get("weights", {})
+        description, weights = state.get("description"), state.get("weights")
         if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
             raise ValueError(f"{path} does not hold the weights of a network. Use a file that train.py saved.")
-        network = build_network(description, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
+    network = build_network(description, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    for name, tensor in network.state_dict().items():
+        if weights[name].dtype != tensor.dtype or not weights[name].isfinite().all():
+            raise ValueError(f"{path} must hold finite numbers of the network's types, got others in {name}. Use another file.")
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False), description
 

@@ -361,8 +361,6 @@ def lock_folder(folder: Path):
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}). Name another --checkpoint-dir.") from error
     try:
-        for leftover in folder.glob("*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -527,6 +525,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
 
     # Training.
     if chief:
+        for folder in {config.checkpoint_dir, config.prediction_dir, config.mirror_dir} - {None}:
+            extra.remove_leftovers(folder)
         write_settings(config)
         print(
             f"{len(train_rows)} photos to train on, {len(validation_rows)} of {len({cache.pairs[row].car for row in validation_rows})} "
