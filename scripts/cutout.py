@@ -1,0 +1,155 @@
+"""From a probability to pictures: transparency, cut-out, new background, overlay."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageColor
+
+from data import load_image
+
+CAR_COLOUR, OUTLINE_COLOUR = (31, 119, 220), (255, 140, 0)  # blue and orange, which the colour-blind tell apart
+
+
+def find_transparency(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """Turn a probability into transparency: a steep smooth ramp round the threshold, nothing elsewhere.
+
+    The raw probability would leave the car's inside slightly transparent and a veil over the background.
+
+    Args:
+        probability: (H, W), float32 in [0, 1].
+        threshold: Probability at which a pixel is half car, in (0, 1).
+
+    Returns:
+        Alpha (H, W), uint8: 0 background, 255 car.
+
+    Example:
+        >>> find_transparency(np.array([[0.0, 0.25, 0.4, 0.5, 0.6, 0.75, 1.0]], np.float32), 0.5)
+        array([[  0,   0,  55, 128, 200, 255, 255]], dtype=uint8)
+    """
+    half_width = min(threshold, 1 - threshold) / 2
+    ramp = ((probability - np.float32(threshold - half_width)) * np.float32(0.5 / half_width)).clip(0, 1)
+    return (ramp * ramp * (3 - 2 * ramp) * 255 + 0.5).astype(np.uint8)
+
+
+def clean_edge(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Give the pixels at the edge the car's own colour: a photo mixes it there with that of the old background.
+
+    Each pixel in or near the ramp gets the mean colour of those around it that are surely car, from as near as there are any.
+
+    Args:
+        image: RGB photo (H, W, 3), uint8.
+        alpha: (H, W), uint8, 255 = car.
+
+    Returns:
+        RGB (H, W, 3), uint8, the photo itself but for the edge.
+    """
+    unit = max(2, round(max(alpha.shape) / 640))  # how far, in pixels, the old background's colour reaches into the car
+    x, y, width, height = cv2.boundingRect(alpha)
+    if not width:
+        return image
+    # With a margin, since beyond the box's border, as beyond the photo's, the car counts as going on.
+    box = slice(max(0, y - unit), y + height + unit), slice(max(0, x - unit), x + width + unit)
+    alpha, photo = alpha[box], image[box]
+    sure = cv2.erode((alpha == 255).view(np.uint8), np.ones((2 * unit + 1, 2 * unit + 1), np.uint8))
+    unsure = (alpha > 0) & (sure == 0)
+    weight = sure.astype(np.float32)
+    weighted = photo * weight[..., None]
+    result = image.copy()
+    cleaned = result[box]
+    for radius in (3 * unit, 9 * unit, 27 * unit):
+        if not unsure.any():
+            break
+        size = (2 * radius + 1, 2 * radius + 1)
+        total = cv2.boxFilter(weight, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)[unsure]
+        colour = cv2.boxFilter(weighted, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)[unsure]
+        found = total > 0.5
+        rows, columns = np.nonzero(unsure)
+        rows, columns = rows[found], columns[found]
+        cleaned[rows, columns] = colour[found] / total[found, None] + 0.5
+        unsure[rows, columns] = False
+    return result
+
+
+def cut_out(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Make the background transparent.
+
+    Args:
+        image: RGB (H, W, 3), uint8, its edge cleaned by `clean_edge`.
+        alpha: (H, W), uint8, 255 = car.
+
+    Returns:
+        RGBA (H, W, 4), uint8. Where nothing shows the colour is black: the old background is not in the file.
+    """
+    return np.dstack([cv2.bitwise_and(image, image, mask=alpha), alpha])
+
+
+def read_background(text: str) -> np.ndarray:
+    """Read `--background`: a colour's name, #rrggbb, or a photo's path.
+
+    Returns:
+        RGB (H, W, 3), uint8; (1, 1, 3) for a colour.
+
+    Raises:
+        ValueError: If it is none of these, or the photo is broken.
+    """
+    if Path(text).exists():
+        return load_image(text)
+    try:
+        colour = ImageColor.getcolor(text, "RGB")
+    except ValueError:
+        raise ValueError(f"background must be a colour such as white or #e0e0e0, or a photo's path, got {text}.") from None
+    return np.array(colour, np.uint8)[None, None]
+
+
+def replace_background(image: np.ndarray, alpha: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Put the car before a new background, which is cropped in the middle to the photo's shape.
+
+    Args:
+        image: RGB (H, W, 3), uint8, its edge cleaned by `clean_edge`.
+        alpha: (H, W), uint8, 255 = car.
+        background: RGB (h, w, 3), uint8, of any size.
+
+    Returns:
+        RGB (H, W, 3), uint8.
+    """
+    height, width = alpha.shape
+    covered = cover(background, height, width)
+    x, y, box_width, box_height = cv2.boundingRect(alpha)
+    box = slice(y, y + box_height), slice(x, x + box_width)
+    share = alpha[box][..., None].astype(np.uint16)
+    # Whole numbers, rounded: alpha 0 and 255 leave colours exactly as they are.
+    covered[box] = (image[box] * share + covered[box] * (255 - share) + 127) // 255
+    return covered
+
+
+def cover(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize and crop RGB (h, w, 3), uint8, so that it fills (height, width, 3) without being distorted."""
+    scale = max(height / picture.shape[0], width / picture.shape[1])
+    inner_height, inner_width = max(1, round(height / scale)), max(1, round(width / scale))
+    top, left = (picture.shape[0] - inner_height) // 2, (picture.shape[1] - inner_width) // 2
+    inner = picture[max(0, top) : top + inner_height, max(0, left) : left + inner_width]
+    return cv2.resize(inner, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Tint the car and draw its outline, so that a wrong mask is seen at a glance.
+
+    Args:
+        image: RGB photo (H, W, 3), uint8.
+        mask: (H, W), bool.
+
+    Returns:
+        RGB (H, W, 3), uint8.
+    """
+    tinted = cv2.addWeighted(image, 0.6, np.full_like(image, CAR_COLOUR), 0.4, 0)
+    mask8 = mask.view(np.uint8)
+    picture = cv2.copyTo(tinted, mask8, image.copy())
+    outlines = cv2.findContours(mask8, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
+    cv2.drawContours(picture, outlines, -1, OUTLINE_COLOUR, max(1, round(max(mask.shape) / 640)))
+    return picture
+
+
+def mask_picture(mask: np.ndarray) -> Image.Image:
+    """Turn a mask (H, W), bool, into a grey picture of 0 and 255."""
+    return Image.fromarray(mask.view(np.uint8) * np.uint8(255))

@@ -1,0 +1,126 @@
+"""The trained network in use: from a photo of any size to the probability of each of its pixels to belong to a car."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from data import PROJECT_DIR, area_average
+from extra import enlarge, load_network
+from train import choose_device, choose_precision
+from unet import UNet
+
+DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
+
+
+class Segmenter:
+    """A trained network that finds the car in photos of any size.
+
+    Args:
+        weights: .safetensors, or best.pt of a training.
+        device: cuda, mps, cpu, or auto for the first of these that is there.
+        tta: Average with the mirrored view: twice the time, slightly more exact.
+        precision: bf16, fp16, float32, or auto for the fastest that the device really has.
+
+    Attributes:
+        threshold: Probability from which a pixel is car, tuned on validation cars.
+        description: What the file tells of itself, see `extra.load_network`.
+
+    Raises:
+        FileNotFoundError, PermissionError, ValueError: If there is no such file, or it is not to be used.
+
+    Example:
+        >>> segmenter = Segmenter()
+        >>> probability = segmenter(np.zeros((120, 180, 3), np.uint8))
+        >>> probability.shape, probability.dtype
+        ((120, 180), dtype('float32'))
+        >>> mask = probability > segmenter.threshold
+    """
+
+    def __init__(self, weights: Path | str = DEFAULT_WEIGHTS, device: str = "auto", tta: bool = False, precision: str = "auto"):
+        network, self.description = load_network(weights)
+        self.device, self.tta = choose_device(device), tta
+        self.precision = choose_precision(precision, self.device)
+        self.threshold = self.description["threshold"]
+        self.long_side = max(self.description["image_width"], self.description["image_height"])
+        self.divisor = 2 ** network.settings["depth"]
+        self.network = fold_batch_norm(network).to(self.device, memory_format=torch.channels_last)
+
+    def __call__(self, image: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+        """Compute the probability of each pixel to belong to a car.
+
+        Args:
+            image: RGB photo (H, W, 3), uint8, or a list of photos, each of its own size.
+
+        Returns:
+            Probability (H, W), float32 in [0, 1], or a list of them.
+
+        Raises:
+            ValueError: If a photo has another shape or type.
+        """
+        if isinstance(image, (list, tuple)):
+            return [self(one) for one in image]
+        return to_probability(enlarge(self.logits(image), *image.shape[:2]))
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Choose the (height, width) at which the network sees a photo: its shape, within the size of the training photos."""
+        long, short = self.description["image_width"], self.description["image_height"]
+        box_height, box_width = (short, long) if (width >= height) == (long >= short) else (long, short)
+        scale = min(box_height / height, box_width / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    @torch.inference_mode()
+    def logits(self, image: np.ndarray, native_size: tuple[int, int] | None = None) -> np.ndarray:
+        """Compute logits at about the training size; `extra.enlarge` brings them to the photo's.
+
+        Args:
+            image: RGB photo (H, W, 3), uint8, whole or already made smaller.
+            native_size: The whole photo's (height, width), if `image` was made smaller.
+
+        Returns:
+            Logits (h, w), float32, with (h, w) from `fit`.
+        """
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ValueError(f"image must be an RGB array (height, width, 3) of uint8, got {got}. data.load_image reads such.")
+        height, width = self.fit(*(native_size or image.shape[:2]))
+        small = area_average(image, width, height)
+        small = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
+        batch = torch.from_numpy(small)[None].to(self.device).permute(0, 3, 1, 2)  # channels last without moving a byte
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            logits = self.network(batch).float()
+            if self.tta:
+                logits = (logits + self.network(batch.flip(3)).float().flip(3)) / 2
+        return np.ascontiguousarray(logits[0, 0, :height, :width].cpu().numpy())
+
+
+def fold_batch_norm(network: UNet) -> UNet:
+    """Put each batch norm into the convolution before it, which gives the same logits in less time."""
+    for double_conv in [*network.contracting_path, network.bottleneck, *network.expanding_path]:
+        for place in (0, 3):
+            double_conv[place] = fuse_conv_bn_eval(double_conv[place], double_conv[place + 1])
+            double_conv[place + 1] = nn.Identity()
+    return network
+
+
+def to_probability(logits: np.ndarray) -> np.ndarray:
+    """Turn logits into probabilities, float32 both."""
+    return torch.from_numpy(logits).sigmoid().numpy()
+
+
+def to_logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def measure_doubt(logits: np.ndarray) -> float:
+    """Measure how undecided the network is: sum of 4 p (1 - p) over the sum of p, p the probabilities of one photo.
+
+    A pixel at one half counts 1, a sure one 0. On photos like those of the training only the car's edge is undecided.
+    It cannot tell a wrong answer of which the network is sure.
+    """
+    probability = to_probability(logits)
+    return float(4 * (probability * (1 - probability)).sum() / max(1.0, probability.sum()))

@@ -1,0 +1,168 @@
+"""Tables that grow row by row and survive being killed, and Kaggle's run-length rows."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import numpy as np
+
+from extra import write_file
+
+
+class Table:
+    """A CSV file that grows by whole rows, goes on after a kill, and may be shared by several processes.
+
+    A JSON file of the same name beside it holds the settings that its rows were made with.
+
+    Args:
+        path: The .csv file.
+        header: Names of the columns, of which the first tells rows apart. Cells must not hold line breaks.
+    """
+
+    def __init__(self, path: Path, header: list[str]):
+        self.path, self.header = Path(path), header
+        self.lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
+
+    def start(self, made_with: dict, keep: Callable[[str], bool], overwrite: bool) -> set[str]:
+        """Drop rows that are to be made anew and a last row that was cut.
+
+        Args:
+            made_with: Settings that all rows must share; None goes with any value.
+            keep: Tells from a row's first cell whether the row stays.
+            overwrite: Allow other settings than those of the rows that are there.
+
+        Returns:
+            First cells of the rows that stay.
+
+        Raises:
+            ValueError: If the rows that are there were made with other settings, or the file is no such table.
+            OSError: If the file cannot be written.
+        """
+        with self.locked():
+            self.check_settings(made_with, overwrite)
+            if not self.path.exists():
+                write_file(self.path, to_line(self.header))
+                return set()
+            self.drop_cut_row()
+            partial = self.path.with_name(self.path.name + ".tmp")
+            names, n_dropped = set(), 0
+            # Line by line: a submission has 100,064 rows of some 20 kB.
+            with open(self.path, newline="", encoding="utf-8") as rows, open(partial, "w", newline="", encoding="utf-8") as kept:
+                if (first := rows.readline()).encode() != to_line(self.header):
+                    partial.unlink()
+                    raise ValueError(f"{self.path} must begin with {','.join(self.header)}, got {first.strip()[:80]!r}. Name another file.")
+                kept.write(first)
+                for line in rows:
+                    name = next(csv.reader([line[:5000]]))[0]
+                    if name in names or not keep(name):
+                        n_dropped += 1
+                    else:
+                        names.add(name)
+                        kept.write(line)
+            if n_dropped:
+                os.replace(partial, self.path)
+            else:
+                partial.unlink()
+            return names
+
+    def append(self, row: list) -> None:
+        """Add a row."""
+        with self.locked():
+            self.drop_cut_row()  # another process may have been killed while it wrote
+            with open(self.path, "ab") as file:
+                file.write(to_line(row))
+
+    @contextmanager
+    def locked(self):
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.lock:
+                yield
+        except OSError as error:
+            if error.errno is None:  # says already what was the matter
+                raise
+            raise OSError(error.errno, f"{self.path} could not be written ({error.strerror}). Free some space, or name another") from error
+
+    def drop_cut_row(self) -> None:
+        """Cut off what stands behind the last line's end."""
+        with open(self.path, "r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                start = max(0, end - 2**16)
+                file.seek(start)
+                place = file.read(end - start).rfind(b"\n")
+                if place >= 0:
+                    file.truncate(start + place + 1)
+                    return
+                end = start
+            file.truncate(0)
+            file.write(to_line(self.header))
+
+    def check_settings(self, made_with: dict, overwrite: bool) -> None:
+        path = self.path.with_suffix(".json")
+        before = {}
+        if path.exists() and self.path.exists() and not overwrite:
+            try:
+                before = dict(json.loads(path.read_text("utf-8")))
+            except (ValueError, TypeError):
+                raise ValueError(f"{path} is damaged. Use --overwrite, or name another place for the results.") from None
+        for key, value in made_with.items():
+            if value is not None and before.get(key) not in (None, value):
+                raise ValueError(
+                    f"{key} must be {before[key]}, as for the results in {self.path}, got {value}. Use --overwrite to make them anew, "
+                    "or name another place for the results."
+                )
+        write_file(path, json.dumps({**before, **{key: value for key, value in made_with.items() if value is not None}}, indent=1).encode())
+
+
+def to_line(row: list) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    return text.getvalue().encode()
+
+
+def encode_runs(mask: np.ndarray) -> str:
+    """Write a mask as Carvana's run lengths: pairs `start length`, pixels numbered from 1, left to right, then top to bottom.
+
+    Args:
+        mask: (H, W), bool.
+
+    Example:
+        >>> encode_runs(np.array([[False, True, True], [True, False, True]]))
+        '2 3 6 1'
+    """
+    padded = np.zeros(mask.size + 2, np.int8)
+    padded[1:-1] = mask.ravel()
+    edges = np.flatnonzero(np.diff(padded)) + 1
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges.tolist()))
+
+
+def decode_runs(text: str, height: int, width: int) -> np.ndarray:
+    """Read run lengths back.
+
+    Returns:
+        Mask (height, width), bool.
+
+    Raises:
+        ValueError: If they are no run lengths of a mask of this size.
+
+    Example:
+        >>> decode_runs("2 3 6 1", 2, 3)
+        array([[False,  True,  True],
+               [ True, False,  True]])
+    """
+    numbers = np.array(text.split(), np.int64)
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    ends = starts[: len(lengths)] + lengths
+    if len(starts) != len(lengths) or (lengths < 1).any() or (starts < 0).any() or (ends > height * width).any() or (starts[1:] < ends[:-1]).any():
+        raise ValueError(f"run lengths must be ascending pairs `start length` within {height * width} pixels, got {text[:40]!r}.")
+    steps = np.zeros(height * width + 1, np.int8)
+    np.add.at(steps, starts, 1)
+    np.add.at(steps, ends, -1)
+    return steps[:-1].cumsum(dtype=np.int8).astype(bool).reshape(height, width)

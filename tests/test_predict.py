@@ -1,0 +1,593 @@
+"""The prediction command and its Python interface, with a network made by hand that takes red for car."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import segmenter as segmenter_module
+from conftest import SCRIPT_DIR
+from cutout import clean_edge, cover, cut_out, draw_overlay, find_transparency, read_background, replace_background
+from extra import run_command, save_weights
+from predict import Settings, find_photos
+from segmenter import Segmenter, measure_doubt, to_logit
+from table import Table, decode_runs, encode_runs
+from unet import UNet
+
+RED, GREEN = (220, 20, 30), (20, 220, 40)
+
+
+def make_red_network() -> UNet:
+    """Build a network whose logit is high where red exceeds green: one channel passes straight to the head."""
+    network = UNet(base_width=2, depth=2).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.zero_()
+    network.colour_mean.zero_(), network.colour_std.fill_(1)
+    first = network.contracting_path[0]
+    first[0].weight[0, 0, 1, 1], first[0].weight[0, 1, 1, 1] = 1, -1
+    first[3].weight[0, 0, 1, 1] = 1
+    last = network.expanding_path[-1]
+    last[0].weight[0, 0, 1, 1] = last[3].weight[0, 0, 1, 1] = 1
+    network.head.weight[0, 0] = 30
+    network.head.bias.fill_(-12)
+    return network
+
+
+@pytest.fixture(scope="session")
+def red_weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "red.safetensors"
+    description = dict(image_width=96, image_height=64, threshold=0.4, network=make_red_network().settings, trained={})
+    save_weights(path, make_red_network(), description)
+    return path
+
+
+def draw_photo(width: int, height: int, background=GREEN) -> np.ndarray:
+    """Draw a red ellipse in the middle, (height, width, 3), uint8."""
+    photo = np.empty((height, width, 3), np.uint8)
+    photo[:] = background
+    # Drawn at four times the size, so that its edge mixes red and green as a camera does.
+    large = cv2.resize(photo, (4 * width, 4 * height), interpolation=cv2.INTER_NEAREST)
+    cv2.ellipse(large, (2 * width, 2 * height), (int(1.2 * width), int(1.2 * height)), 0, 0, 360, RED, -1)
+    return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def load(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def is_red(photo: np.ndarray) -> np.ndarray:
+    return photo[..., 0].astype(int) - photo[..., 1] > 90
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder with photos in it and in a sub-folder."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    Image.fromarray(draw_photo(180, 121)).save(folder / "one.jpg", quality=95)
+    Image.fromarray(draw_photo(90, 140)).save(folder / "two.png")
+    Image.fromarray(draw_photo(333, 100)).save(folder / "more" / "three.webp", quality=95)
+    return folder
+
+
+@pytest.fixture
+def run_predict(red_weights, tmp_path, monkeypatch, capsys):
+    """Run the command in this process, where PyTorch need not be loaded anew; return a CompletedProcess, output as text."""
+
+    def run(*args, output=tmp_path / "out", weights=red_weights, env={}):
+        args = [*map(str, args), "--weights", str(weights), "--output", str(output), "--device", "cpu"]
+        capsys.readouterr()
+        with monkeypatch.context() as patch, warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
+            for name, value in env.items():
+                patch.setenv(name, value)
+            run_command(predict.main, args)
+        return subprocess.CompletedProcess(args, exit.value.code, *capsys.readouterr())
+
+    return run
+
+
+def read_table(path: Path) -> dict[str, dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["photo"]: row for row in csv.DictReader(file)}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+
+
+# ----------------------------------------------------------------------------------------------------------- Python
+
+
+@pytest.mark.parametrize("size", [(64, 96), (121, 180), (140, 90), (1, 1), (7, 3000), (3000, 7), (40, 40)])
+def test_probability_has_the_photos_own_size_and_finds_the_car(red_weights, size):
+    segmenter = Segmenter(red_weights, "cpu")
+    probability = segmenter(draw_photo(size[1], size[0]))
+    assert probability.shape == size and probability.dtype == np.float32
+    assert 0 <= probability.min() and probability.max() <= 1
+    if min(size) > 30:
+        difference = (probability > segmenter.threshold) != is_red(draw_photo(size[1], size[0]))
+        assert difference.mean() < 0.02
+
+
+def test_a_list_of_photos_gives_a_list_of_probabilities(red_weights):
+    segmenter = Segmenter(red_weights, "cpu")
+    images = [draw_photo(90, 60), draw_photo(60, 90)]
+    for together, image in zip(segmenter(images), images, strict=True):
+        assert np.array_equal(together, segmenter(image))
+
+
+@pytest.mark.parametrize(
+    "image, got",
+    [
+        (np.zeros((4, 4)), r"float64 \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"uint8 \(0, 4, 3\)"),
+        ("car.jpg", "str"),
+    ],
+)
+def test_what_is_no_photo_is_refused(red_weights, image, got):
+    with pytest.raises(ValueError, match=f"image must be an RGB array .* got {got}"):
+        Segmenter(red_weights, "cpu")(image)
+
+
+def test_a_portrait_is_seen_at_the_training_size_turned(red_weights):
+    segmenter = Segmenter(red_weights, "cpu")
+    assert segmenter.fit(1280, 1920) == (64, 96)
+    assert segmenter.fit(1920, 1280) == (96, 64)
+    assert segmenter.fit(1280, 1918) == (64, 96)
+    assert segmenter.fit(10, 5000) == (1, 96)
+    assert segmenter.fit(32, 48) == (64, 96)  # a small photo is enlarged: cars have the size of those in the training
+
+
+def test_folding_batch_norm_changes_no_logit(tmp_path):
+    torch.manual_seed(0)
+    network = UNet(base_width=4).eval().requires_grad_(False)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(), layer.running_var.uniform_(0.5, 2), layer.weight.uniform_(0.5, 2), layer.bias.normal_()
+    image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    before = network(image)
+    after = segmenter_module.fold_batch_norm(network)(image)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
+
+
+def test_mirrored_view_is_averaged(tmp_path):
+    torch.manual_seed(1)
+    path = tmp_path / "random.safetensors"
+    network = UNet(base_width=4)
+    save_weights(path, network, dict(image_width=96, image_height=64, threshold=0.5, network=network.settings, trained={}))
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    plain, both = Segmenter(path, "cpu", precision="float32"), Segmenter(path, "cpu", tta=True, precision="float32")
+    mirrored = plain.logits(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
+    assert np.abs(mirrored - plain.logits(image)).max() > 1e-3  # or this test would see nothing
+    np.testing.assert_allclose(both.logits(image), (plain.logits(image) + mirrored) / 2, atol=1e-4)
+
+
+def test_doubt_is_high_only_where_the_network_is_undecided():
+    assert measure_doubt(np.full((10, 10), 20, np.float32)) < 0.01
+    assert measure_doubt(np.full((10, 10), -20, np.float32)) < 0.01
+    assert measure_doubt(np.zeros((10, 10), np.float32)) == pytest.approx(2)
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("threshold", [0.15, 0.5, 0.85])
+def test_transparency_is_steep_at_the_threshold_and_exact_elsewhere(threshold):
+    probability = np.linspace(0, 1, 1001, dtype=np.float32)[None]
+    alpha = find_transparency(probability, threshold)[0]
+    assert (np.diff(alpha.astype(int)) >= 0).all()
+    assert alpha[probability[0] < threshold / 2 - 0.001].max() == 0
+    assert alpha[probability[0] > (1 + threshold) / 2 + 0.001].min() == 255
+    assert abs(int(alpha[round(threshold * 1000)]) - 128) <= 1
+    assert ((alpha > 0) & (alpha < 255)).sum() > 50
+
+
+@pytest.mark.parametrize("shift", [0, 1, -1])
+def test_no_green_of_the_background_is_left_in_the_edge(shift):
+    # shift: the network finds the edge one pixel too far out or in.
+    photo = draw_photo(640, 426)
+    car = cv2.resize(draw_photo(2560, 1704), (640, 426), interpolation=cv2.INTER_AREA)
+    coverage = (car[..., 0].astype(np.float32) - GREEN[0]) / (RED[0] - GREEN[0])
+    kernel = np.ones((3, 3))
+    coverage = {0: coverage, 1: cv2.dilate(coverage, kernel), -1: cv2.erode(coverage, kernel)}[shift]
+    alpha = find_transparency(coverage.clip(0, 1), 0.5)
+    edge = (alpha > 0) & (alpha < 255)
+    assert edge.sum() > 300
+    if shift >= 0:
+        assert photo[edge][:, 1].max() > 100  # in the photo itself there is green
+    cut = cut_out(clean_edge(photo, alpha), alpha)
+    assert cut[alpha > 0][:, 1].max() < 40
+    assert np.array_equal(cut[..., 3], alpha)
+    assert not cut[alpha == 0].any()
+
+
+def test_clean_edge_leaves_the_inside_and_copes_with_no_car_all_car_and_an_aerial():
+    photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
+    alpha = np.zeros((100, 150), np.uint8)
+    assert clean_edge(photo, alpha) is photo
+    assert np.array_equal(clean_edge(photo, alpha + np.uint8(255)), photo)
+    alpha[20:80, 30:100] = 255
+    assert np.array_equal(clean_edge(photo, alpha)[22:78, 32:98], photo[22:78, 32:98])
+    alpha[:], alpha[50, :] = 0, 200  # nothing of one pixel's width is surely car: its colours stay
+    assert np.array_equal(clean_edge(photo, alpha), photo)
+
+
+def test_background_fills_the_photo_undistorted_and_the_car_keeps_its_colours():
+    photo = draw_photo(180, 120)
+    alpha = np.where(is_red(photo), 255, 0).astype(np.uint8)
+    composed = replace_background(photo, alpha, read_background("#0a0b0c"))
+    assert np.array_equal(composed[alpha == 255], photo[alpha == 255])
+    assert (composed[alpha == 0] == (10, 11, 12)).all()
+    circle = np.zeros((100, 300, 3), np.uint8)
+    cv2.circle(circle, (150, 50), 30, (255, 255, 255), -1)
+    for height, width in ((200, 200), (50, 400), (400, 50), (1, 1)):
+        covered = cover(circle, height, width)
+        assert covered.shape == (height, width, 3)
+    rows, columns = np.nonzero(cover(circle, 200, 200)[..., 0] > 127)
+    assert abs(np.ptp(rows) - np.ptp(columns)) <= 2 and abs(rows.mean() - 100) < 2 and abs(columns.mean() - 100) < 2
+
+
+def test_background_must_be_a_colour_or_a_photo(tmp_path):
+    assert read_background("white").tolist() == [[[255, 255, 255]]]
+    Image.fromarray(draw_photo(20, 10)).save(tmp_path / "wall.png")
+    assert read_background(str(tmp_path / "wall.png")).shape == (10, 20, 3)
+    with pytest.raises(ValueError, match="background must be a colour such as white or #e0e0e0, or a photo's path, got whit."):
+        read_background("whit")
+    (tmp_path / "text.jpg").write_text("no photo")
+    with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
+        read_background(str(tmp_path / "text.jpg"))
+
+
+def test_overlay_shows_car_and_outline():
+    photo = np.full((120, 180, 3), 128, np.uint8)
+    mask = np.zeros((120, 180), bool)
+    mask[30:90, 40:140] = True
+    overlay = draw_overlay(photo, mask)
+    assert np.array_equal(overlay[~mask][0], photo[0, 0])
+    assert not np.array_equal(overlay[60, 90], photo[60, 90])
+    assert (photo == 128).all()  # the photo itself is not drawn upon
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+def test_a_folder_becomes_masks_cut_outs_and_overlays_at_native_size_under_their_own_names(run_predict, photos, tmp_path):
+    result = run_predict(photos)
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out"
+    endings = ("_mask.png", "_cutout.png", "_overlay.jpg")
+    names = {"one": "one.jpg", "two": "two.png", "more/three": "more/three.webp"}
+    assert files_of(out) == {name + ending for name in names for ending in endings} | {"predictions.csv", "predictions.json"}
+    for name, file in names.items():
+        photo = load(photos / file)
+        mask = load(out / f"{name}_mask.png")
+        assert mask.shape == photo.shape[:2] and set(np.unique(mask)) == {0, 255}
+        assert ((mask > 0) != is_red(photo)).mean() < 0.03
+        cut = load(out / f"{name}_cutout.png")
+        assert cut.shape == (*mask.shape, 4)
+        middle = tuple(side // 2 for side in mask.shape)
+        assert cut[middle][3] == 255 and cut[2, 2, 3] == 0
+        assert np.array_equal(cut[middle][:3], photo[middle])
+        assert load(out / f"{name}_overlay.jpg").shape == photo.shape
+    table = read_table(out / "predictions.csv")
+    assert set(table) == set(names)
+    mask = load(out / "one_mask.png") > 0
+    assert float(table["one"]["car_share"]) == pytest.approx(mask.mean(), abs=1e-4)
+    assert "3 photos predicted, 0 failed" in result.stdout
+
+
+def test_mask_alone_is_found_on_a_reduced_decode_and_agrees(run_predict, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(draw_photo(960, 640)).save(tmp_path / "in/car.jpg", quality=95)
+    assert run_predict(tmp_path / "in", "--outputs", "mask", output=tmp_path / "a").returncode == 0
+    assert run_predict(tmp_path / "in", output=tmp_path / "b").returncode == 0
+    assert files_of(tmp_path / "a") == {"car_mask.png", "predictions.csv", "predictions.json"}
+    one, other = (load(tmp_path / folder / "car_mask.png") for folder in "ab")
+    assert (one != other).mean() < 0.002
+
+
+def test_exif_rotation_is_applied(run_predict, tmp_path):
+    upright = draw_photo(90, 140)
+    upright[:30] = RED  # so that up and down differ
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    assert run_predict(tmp_path / "phone.jpg", "--outputs", "mask", "overlay").returncode == 0
+    mask = load(tmp_path / "out/phone_mask.png") > 0
+    assert mask.shape == (140, 90)
+    assert (mask != is_red(upright)).mean() < 0.03
+    assert load(tmp_path / "out/phone_overlay.jpg").shape == (140, 90, 3)
+
+
+def test_threshold_is_the_files_own_unless_given(run_predict, photos, tmp_path, red_weights):
+    logits = Segmenter(red_weights, "cpu").logits(draw_photo(180, 121))
+    assert (logits > to_logit(0.4)).mean() > (logits > to_logit(0.99)).mean()
+    run_predict(photos / "one.jpg", "--outputs", "mask", output=tmp_path / "own")
+    run_predict(photos / "one.jpg", "--outputs", "mask", "--threshold", "0.99", output=tmp_path / "given")
+    own, given = (load(tmp_path / folder / "one_mask.png") for folder in ("own", "given"))
+    assert (given > own).sum() == 0 and (own > given).sum() > 0
+    assert json.loads((tmp_path / "own/predictions.json").read_text())["threshold"] == 0.4
+
+
+def test_what_is_there_is_kept_and_what_is_missing_is_made(run_predict, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run_predict(photos).returncode == 0
+    before = {name: (out / name).stat().st_mtime_ns for name in files_of(out) if not name.startswith("predictions")}
+    (out / "one_cutout.png").unlink()
+    result = run_predict(photos)
+    assert "1 photos predicted, 2 were there already, 0 failed" in result.stdout
+    changed = {name for name, time in before.items() if (out / name).stat().st_mtime_ns != time}
+    assert changed == {"one_mask.png", "one_cutout.png", "one_overlay.jpg"}
+    assert len(read_table(out / "predictions.csv")) == 3
+
+    # A photo that changed since is predicted anew.
+    Image.fromarray(draw_photo(50, 50)).save(photos / "two.png")
+    assert "1 photos predicted" in run_predict(photos).stdout
+    assert load(out / "two_mask.png").shape == (50, 50)
+
+    assert "3 photos predicted, 0 failed" in run_predict(photos, "--overwrite").stdout
+    assert len(read_table(out / "predictions.csv")) == 3
+
+
+def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
+    assert run_predict(photos, "--outputs", "mask").returncode == 0
+    result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: threshold must be 0.4, as for the results in ") and result.stderr.count("\n") == 1
+    assert run_predict(photos, "--outputs", "mask", "--threshold", "0.7", "--overwrite").returncode == 0
+    # More outputs and a background go with what is there.
+    assert run_predict(photos, "--threshold", "0.7", "--background", "white").returncode == 0
+    assert (tmp_path / "out/one_background.jpg").exists()
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weights, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        Image.fromarray(draw_photo(300 + number, 200)).save(folder / f"{number:02d}.jpg")
+    args = [sys.executable, SCRIPT_DIR / "predict.py", folder, "--weights", red_weights, "--output", tmp_path / "out", "--device", "cpu"]
+    process = subprocess.Popen(list(map(str, args)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("*_mask.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    n_whole = len(read_table(tmp_path / "out/predictions.csv"))
+    assert n_whole < 40  # or there would be nothing to go on with
+    result = run_predict(folder)
+    assert result.returncode == 0 and f"{40 - n_whole} photos predicted" in result.stdout
+    assert run_predict(folder, output=tmp_path / "whole").returncode == 0
+    for name in files_of(tmp_path / "whole"):
+        if not name.startswith("predictions"):
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert read_table(tmp_path / "out/predictions.csv") == read_table(tmp_path / "whole/predictions.csv")
+
+
+def test_broken_photos_are_named_and_the_others_done(run_predict, photos, tmp_path):
+    (photos / "text.jpg").write_text("not a photo")
+    (photos / "cut.jpg").write_bytes((photos / "one.jpg").read_bytes()[:2000])
+    (photos / "empty.png").touch()
+    result = run_predict(photos)
+    assert result.returncode == 1
+    failures = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(failures) == 3 and "Traceback" not in result.stderr
+    for name in ("text.jpg", "cut.jpg", "empty.png"):
+        assert sum(name in line for line in failures) == 1
+    assert len(read_table(tmp_path / "out/predictions.csv")) == 3
+    assert "3 photos predicted, 3 failed" in result.stdout
+
+
+def test_empty_and_full_predictions_are_warned_of(run_predict, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, colour in (("nothing", GREEN), ("everything", RED)):
+        Image.new("RGB", (60, 40), colour).save(tmp_path / f"in/{name}.png")
+    result = run_predict(tmp_path / "in", "--background", "white")
+    assert result.returncode == 0
+    assert "warning: nothing: no car found (car 0.0%" in result.stderr
+    assert "warning: everything: all car, no background found (car 100.0%" in result.stderr
+    assert read_table(tmp_path / "out/predictions.csv")["nothing"]["warning"] == "no car found"
+    assert load(tmp_path / "out/nothing_cutout.png").max() == 0
+
+
+def test_undecided_prediction_is_warned_of(run_predict, tmp_path):
+    photo = Image.new("RGB", (60, 40), GREEN)
+    photo.paste((140, 38, 40), (0, 0, 30, 40))  # logit about 0 in one half
+    photo.save(tmp_path / "brown.png")
+    assert "warning: brown: unlike the training photos" in run_predict(tmp_path / "brown.png").stderr
+
+
+def test_unusual_names_work_and_stay_inside_the_output(run_predict, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["new\nline", 'quo"te, comma', "машина 車", " space ", "a..", "-dash", "a.b.c", "%41", os.fsdecode(b"caf\xe9")]
+    for name in names:
+        Image.fromarray(draw_photo(48, 32)).save(folder / f"{name}.jpg")
+    result = run_predict(folder)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").glob("*_mask.png")} == {f"{name}_mask.png" for name in names}
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+    assert "9 were there already" in run_predict(folder).stdout
+    assert len(read_table(tmp_path / "out/predictions.csv")) == 9
+    (folder / "new\nline.jpg").write_text("broken")
+    result = run_predict(folder)
+    assert sum(line.startswith("failed: ") for line in result.stderr.splitlines()) == 1
+    assert result.stderr.count("\n") == 1
+
+
+def test_output_inside_the_input_is_not_read_again(run_predict, photos):
+    out = photos / "results"
+    assert "3 photos predicted" in run_predict(photos, output=out).stdout
+    assert "0 photos predicted, 3 were there already" in run_predict(photos, output=out).stdout
+    result = run_predict(photos, output=photos)
+    assert result.returncode == 1 and "output must be another folder than that of the photos" in result.stderr
+
+
+def test_two_photos_of_one_name_do_not_overwrite_each_other(run_predict, photos, tmp_path):
+    Image.fromarray(draw_photo(48, 32)).save(photos / "One.png")
+    result = run_predict(photos)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "one.jpg" in result.stderr and "One.png" in result.stderr and "would write results of one name" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_given_twice_is_done_once_and_hidden_files_are_left_out(photos):
+    (photos / ".hidden.jpg").touch()
+    (photos / ".folder").mkdir()
+    (photos / ".folder/photo.jpg").touch()
+    (photos / "notes.txt").touch()
+    found = find_photos([photos, photos / "one.jpg"], None)
+    assert [photo.name for photo in found] == ["one", "two", "more/three"]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ((), "photos must name at least one photo or folder"),
+        (("missing.jpg",), "missing.jpg does not exist"),
+        ((".", "--threshold", "1.5"), "threshold must be between 0 and 1, got 1.5"),
+        ((".",), "must hold photos"),
+    ],
+)
+def test_mistakes_are_one_line(run_predict, tmp_path, monkeypatch, args, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    result = run_predict(*args)
+    assert result.returncode in (1, 2) and message in result.stderr
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+def test_missing_weights_are_one_line(run_predict, photos, tmp_path):
+    result = run_predict(photos, weights=tmp_path / "none.safetensors")
+    assert result.returncode == 1 and "none.safetensors does not exist" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_stops_the_run_with_one_line(photos, red_weights, tmp_path, monkeypatch, capsys):
+    real_open = open
+
+    def open_full(file, *args, **keywords):
+        return real_open("/dev/full" if "_mask.png." in str(file) else file, *args, **keywords)
+
+    monkeypatch.setattr("builtins.open", open_full)
+    with pytest.raises(OSError, match="one_mask.png could not be written .No space left on device."):
+        predict.predict(Settings((photos,), tmp_path / "out", weights=red_weights, device="cpu"))
+
+
+def test_processes_of_torchrun_share_the_photos(run_predict, photos, tmp_path):
+    results = [
+        run_predict(photos, "--outputs", "mask", env=dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")) for rank in (0, 1)
+    ]
+    assert [result.stdout.split()[0] for result in results] == ["2", "1"]
+    assert len(read_table(tmp_path / "out/predictions.csv")) == 3
+    assert "0 photos predicted, 3 were there already" in run_predict(photos, "--outputs", "mask").stdout
+
+
+def test_map_bounded_keeps_order_and_reads_only_a_little_ahead():
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    for number, result in enumerate(predict.map_bounded(lambda item: item * 2, items(), 3)):
+        assert result == 2 * number
+        assert len(taken) <= number + 8
+
+
+# ------------------------------------------------------------------------------------------------------- submission
+
+
+def test_run_lengths_are_kaggles():
+    mask = np.zeros((1280, 1918), bool)
+    mask[0, 0] = mask[0, 1917] = mask[1, 0] = mask[1279, 1917] = True  # a run goes on from a line's end into the next line
+    assert encode_runs(mask) == f"1 1 1918 2 {1918 * 1280} 1"
+    assert encode_runs(np.zeros((3, 4), bool)) == ""
+    assert encode_runs(np.ones((3, 4), bool)) == "1 12"
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+def test_run_lengths_give_the_mask_back(share):
+    mask = np.random.default_rng(0).random((37, 53)) < share
+    assert np.array_equal(decode_runs(encode_runs(mask), *mask.shape), mask)
+
+
+@pytest.mark.parametrize("text", ["1", "0 2", "5 0", "1 13", "3 2 4 1", "-1 2"])
+def test_run_lengths_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="run lengths must be ascending pairs"):
+        decode_runs(text, 3, 4)
+
+
+def read_submission(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_submission_goes_on_after_a_cut_line_and_fits_the_masks(run_predict, tmp_path):
+    folder = tmp_path / "test"
+    folder.mkdir()
+    for number in range(5):
+        Image.fromarray(draw_photo(100 + number, 70)).save(folder / f"car_{number}.jpg", quality=95)
+    path = tmp_path / "submission.csv"
+    assert run_predict(folder, "--submission", path).returncode == 0
+    assert not (tmp_path / "out").exists()
+    rows = read_submission(path)
+    assert rows[0] == ["img", "rle_mask"]
+    assert [row[0] for row in rows[1:]] == [f"car_{number}.jpg" for number in range(5)]
+    assert run_predict(folder, "--outputs", "mask").returncode == 0
+    for number, (_, runs) in enumerate(rows[1:]):
+        mask = load(tmp_path / f"out/car_{number}_mask.png") > 0
+        assert np.array_equal(decode_runs(runs, *mask.shape), mask)
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * 0.7)])
+    result = run_predict(folder, "--submission", path)
+    assert "were there already" in result.stdout and path.read_bytes() == whole
+    assert "0 photos predicted, 5 were there already" in run_predict(folder, "--submission", path).stdout
+    result = run_predict(folder, "--submission", path, "--threshold", "0.7")
+    assert result.returncode == 1 and "threshold must be 0.4" in result.stderr
+    path.write_text("something,else\n")
+    result = run_predict(folder, "--submission", path)
+    assert result.returncode == 1 and "must begin with img,rle_mask, got 'something,else'" in result.stderr
+    assert path.read_text() == "something,else\n"
+
+
+def test_submissions_of_a_killed_process_and_a_living_one_keep_whole_rows(tmp_path):
+    table = Table(tmp_path / "t.csv", ["img", "rle_mask"])
+    assert table.start({}, lambda name: True, False) == set()
+    table.append(["a.jpg", "1 2"])
+    with open(table.path, "ab") as file:
+        file.write(b"b.jpg,3 4 5")  # another process was killed here
+    table.append(["c.jpg", ""])
+    assert read_submission(table.path)[1:] == [["a.jpg", "1 2"], ["c.jpg", ""]]
+    assert table.start({}, lambda name: name != "a.jpg", False) == {"c.jpg"}
+    assert read_submission(table.path)[1:] == [["c.jpg", ""]]
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
+    table = Table(tmp_path / "t.csv", ["img", "rle_mask"])
+    table.start({}, lambda name: True, False)
+    with open(table.path, "a") as file:
+        for number in range(3000):
+            file.write(f"{number}.jpg,{'123456 789 ' * 2000}\n")  # 66 MB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(table.start({}, lambda name: name != "7.jpg", False)) == 2999
+    table.append(["7.jpg", "1 2"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024
