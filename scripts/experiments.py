@@ -455,7 +455,9 @@ def tell_change(name: str, row: dict) -> str:
 
 
 def draw_curves(path: Path, runs: list[Run]) -> None:
-    """Plot loss and Dice on the validation photos after each epoch, mean over seeds."""
+    """Plot loss and Dice on the validation photos at training size, after each epoch, mean over seeds."""
+    from matplotlib.ticker import LogFormatter
+
     with new_figure(path, 7.2, 3.4, columns=2) as (left, right):
         for look, name in enumerate(dict.fromkeys(run.name for run in runs)):
             group = [run for run in runs if run.name == name]
@@ -463,9 +465,11 @@ def draw_curves(path: Path, runs: list[Run]) -> None:
             shown = dict(color=colour, marker=marker, linestyle=dash, label=tell_change(name, group[0].facts["settings"]))
             epochs = [row["epoch"] for row in group[0].history]
             left.plot(epochs, np.mean([[row["val_loss"] for row in run.history] for run in group], axis=0), **shown)
-            right.plot(epochs, 1 - np.mean([[row["val_dice"] for row in run.history] for run in group], axis=0), **shown)
+            right.plot(epochs, 1e3 * (1 - np.mean([[row["val_dice"] for row in run.history] for run in group], axis=0)), **shown)
         left.set(xlabel="epoch", ylabel="validation loss: cross-entropy + 1 - soft Dice", yscale="log")
-        right.set(xlabel="epoch", ylabel="1 - validation Dice, at training size", yscale="log")
+        right.set(xlabel="epoch", ylabel="1 - validation Dice, in thousandths", yscale="log")
+        right.yaxis.set_major_formatter(LogFormatter())
+        right.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
         left.legend(fontsize=7)

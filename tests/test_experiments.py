@@ -17,6 +17,10 @@ import train
 from experiments import Settings
 
 PROJECT_DIR = Path(experiments.__file__).parents[1]
+sys.path.insert(0, str(PROJECT_DIR / "memory"))
+
+import build  # noqa: E402
+import leak  # noqa: E402
 
 
 def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4) -> Path:
@@ -62,7 +66,7 @@ if __name__ == "__main__":
     return subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -193,12 +197,12 @@ def test_last_dice_is_that_of_the_last_weights(study):
     assert [row["last"] for row in run.dice] == pytest.approx([row["dice"] for row in scored], abs=1e-3)
 
 
-def test_finished_runs_are_skipped(study):
+def test_finished_runs_are_skipped(study, monkeypatch, capsys):
     settings, printed = study
     before = {path: path.stat().st_mtime_ns for path in settings.output_dir.glob("*/*.pt")}
-    process = start_study(settings)
-    printed_again, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    monkeypatch.setattr(experiments, "GRID", {name: experiments.GRID[name] for name in ("baseline", "rate_3e-3")})
+    experiments.main(settings)
+    printed_again = capsys.readouterr().out
     assert printed_again.count("finished before") == 2
     assert {path: path.stat().st_mtime_ns for path in settings.output_dir.glob("*/*.pt")} == before
     assert printed_again.splitlines()[-5:] == printed.splitlines()[-5:]  # the table
@@ -206,26 +210,26 @@ def test_finished_runs_are_skipped(study):
 
 def test_a_study_stopped_twice_goes_on_to_the_same_rows(study, tmp_path):
     settings, _ = study
-    stopped = replace(settings, output_dir=tmp_path / "experiments", cache_dir=tmp_path / "cache")
+    stopped = replace(settings, output_dir=tmp_path / "experiments")
     history = stopped.output_dir / "baseline/history.csv"
     for epochs, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):
-        process = start_study(stopped)
+        process = start_study(stopped, names=("baseline",))
         wait_for(lambda: process.poll() is not None or (history.exists() and len(history.read_text().splitlines()) > epochs))
         process.send_signal(number)
-        process.communicate(timeout=120)
+        process.communicate(timeout=300)
         assert process.returncode == 128 + number
         assert (stopped.output_dir / "baseline/last.pt").exists()
-    assert not (stopped.output_dir / "rate_3e-3/run.json").exists()
-    process = start_study(stopped)
+    process = start_study(stopped, names=("baseline",))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    for name in ("baseline", "rate_3e-3"):
-        assert (stopped.output_dir / name / "dice.csv").read_bytes() == (settings.output_dir / name / "dice.csv").read_bytes()
+    folders = stopped.output_dir / "baseline", settings.output_dir / "baseline"
+    assert len({(folder / "dice.csv").read_bytes() for folder in folders}) == 1
+    assert len({extra.digest(extra.read_checkpoint(folder / "last.pt")["weights"]) for folder in folders}) == 1
 
 
 def test_a_run_that_fails_does_not_lose_the_others(study, tmp_path):
     settings, _ = study
-    broken = replace(settings, output_dir=tmp_path / "experiments", cache_dir=tmp_path / "cache", epochs=1)
+    broken = replace(settings, output_dir=tmp_path / "experiments", epochs=1)
     (broken.output_dir / "baseline").mkdir(parents=True)
     (broken.output_dir / "baseline/last.pt").write_bytes(b"not a checkpoint")
     process = start_study(broken)
@@ -337,3 +341,50 @@ def test_figures_of_equal_rows_are_equal_files(tmp_path, capsys):
     assert "+0.01000" in printed
     assert "not finished: rate_3e-3, rate_3e-4, rate_1e-4, batch_16" in printed
     assert "one training of each kind" in printed
+
+
+# ------------------------------------------------------------------------------------------------------------ the report
+
+
+def test_the_report_refuses_to_be_built_without_its_rows(tmp_path):
+    pytest.importorskip("typst")
+    with pytest.raises(ValueError, match=r"must have all its rows, got none for: .*baseline/run.json \(`python scripts/experiments.py`\)"):
+        build.build(build.Settings(results_dir=tmp_path, output=tmp_path / "memory.pdf"))
+    assert not (tmp_path / "memory.pdf").exists()
+
+
+def test_shapes_and_fields_of_view_are_those_of_the_paper():
+    assert build.paper_sizes(572) == [568, 280, 136, 64, 28, 52, 100, 196, 388]  # its figure 1
+    assert build.receptive_field(3) == 140
+
+
+def test_parameters_by_kind_add_up_to_the_networks():
+    assert sum(build.count_parameters(3, 64).values()) == 31_037_633
+
+
+def test_the_leaks_two_trainings_differ_in_the_scored_cars_views_alone(tmp_path):
+    cars = draw_cars(tmp_path, n_cars=10, n_views=6)
+    pairs = leak.require_pairs(cars / "train", cars / "train_masks")
+    parts = leak.divide(pairs, seed=0)
+    tested = {pair.car for pair in parts["test"]}
+    assert len(parts["test"]) == leak.TEST_VIEWS * len(tested)
+    assert len(parts["by_car"]) == len(parts["by_image"])
+    assert not tested & {pair.car for pair in parts["by_car"]}
+    assert tested < {pair.car for pair in parts["by_image"]}
+    assert not {pair.name for pair in parts["test"]} & {pair.name for pair in parts["by_image"]}
+
+
+def test_the_leaks_folders_hold_links_to_their_pairs_alone(tmp_path):
+    cars = draw_cars(tmp_path, n_cars=2, n_views=3)
+    pairs = leak.require_pairs(cars / "train", cars / "train_masks")
+    for part in (pairs, pairs[:2]):
+        leak.link_pairs(part, tmp_path / "links")
+        linked = leak.require_pairs(tmp_path / "links/train", tmp_path / "links/train_masks")
+        assert [pair.name for pair in linked] == [pair.name for pair in part]
+    assert len(list((cars / "train").iterdir())) == 6  # what the links pointed to is still there
+
+
+def test_too_few_views_for_the_leak_are_refused(tmp_path):
+    cars = draw_cars(tmp_path, n_cars=3, n_views=4)
+    with pytest.raises(ValueError, match="each car must have more than 4 photos, got 4"):
+        leak.divide(leak.require_pairs(cars / "train", cars / "train_masks"), seed=0)

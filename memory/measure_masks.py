@@ -1,0 +1,63 @@
+"""Measure masks at their own size: how large cars are, how long their outline is, and how good a network of a size can become.
+
+    python memory/measure_masks.py --mask-dir data/train_masks
+
+writes experiments/masks.json, numbers alone. The ceiling of a size is the mean Dice of true labels made as small as that size,
+enlarged again, and cut at one half: once as coverage (area average), once cut before they are enlarged.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT_DIR / "scripts"))
+
+import extra  # noqa: E402
+from data import MASK_SUFFIXES, area_average, list_files, load_mask, map_threads  # noqa: E402
+
+SIZES = ((240, 160), (480, 320), (960, 640))  # width, height in pixels
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which masks to measure."""
+
+    mask_dir: Path = PROJECT_DIR / "data/train_masks"  # masks at their own size
+    limit: int = 256  # at most so many, spread evenly
+    output: Path = PROJECT_DIR / "experiments/masks.json"  # gets the numbers
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Measure one mask: the car's share, its outline in pixels, and the ceiling of each size for coverage and for hard labels."""
+    mask = load_mask(path)
+    outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    numbers = dict(height=mask.shape[0], width=mask.shape[1], share=float(mask.mean()), outline=sum(cv2.arcLength(line, True) for line in outlines))
+    for width, height in SIZES:
+        coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height).astype(np.float32)
+        hard = np.where(coverage > 127, np.float32(255), np.float32(0))
+        numbers[f"coverage_{width}x{height}"] = extra.dice(extra.enlarge(coverage, *mask.shape) > 127.5, mask)
+        numbers[f"hard_{width}x{height}"] = extra.dice(extra.enlarge(hard, *mask.shape) > 127.5, mask)
+    return numbers
+
+
+def main(settings: Settings) -> None:
+    paths = list_files(settings.mask_dir, MASK_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{settings.mask_dir} must hold masks, got none.")
+    paths = [paths[index] for index in np.linspace(0, len(paths) - 1, min(settings.limit, len(paths))).astype(int)]
+    rows = list(map_threads(measure, paths, "measuring"))
+    numbers = dict(n_masks=len(rows)) | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    numbers |= dict(share_low=min(row["share"] for row in rows), share_high=max(row["share"] for row in rows))
+    extra.write_file(settings.output, json.dumps(numbers, indent=1).encode())
+    print(json.dumps(numbers, indent=1))
+
+
+if __name__ == "__main__":
+    import tyro
+
+    extra.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))

@@ -1,0 +1,80 @@
+"""Predict the 16 views of a car that nobody owns: the pictures of the report, since photos of the competition may not be shown.
+
+    python memory/studio_views.py --weights experiments/baseline/last.pt
+
+Leaves experiments/studio_views.csv (view, Dice), memory/studio_views.png and memory/studio_extremes.png.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT_DIR / "scripts"))
+
+import experiments  # noqa: E402
+import extra  # noqa: E402
+from data import area_average, load_image, load_mask, require_pairs  # noqa: E402
+from studio import make_studio  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Whose prediction of which car."""
+
+    weights: Path = PROJECT_DIR / "experiments/baseline/last.pt"  # the network
+    studio_seed: int = 2026  # the car and the room that it stands in
+    width: int = 960  # size of the studio's photos in pixels
+    height: int = 640  # likewise
+    studio_dir: Path = PROJECT_DIR / "data/studio_views"  # gets the photos
+    table: Path = PROJECT_DIR / "experiments/studio_views.csv"  # gets the Dice of each view
+    picture_dir: Path = PROJECT_DIR / "memory"  # gets the pictures
+
+
+@torch.inference_mode()
+def predict(network, description: dict, photo: np.ndarray) -> np.ndarray:
+    """Predict the mask (H, W), bool, of an RGB photo (H, W, 3), uint8, as training scores it: logits enlarged, then cut."""
+    small = area_average(photo, description["image_width"], description["image_height"])
+    logits = network(torch.from_numpy(small).permute(2, 0, 1)[None])[0, 0].numpy()
+    return extra.enlarge(logits, *photo.shape[:2]) > 0
+
+
+def main(settings: Settings) -> None:
+    network, description = extra.load_network(settings.weights)
+    make_studio(settings.studio_dir, 1, settings.width, settings.height, settings.studio_seed)
+    views = []
+    for pair in require_pairs(settings.studio_dir / "train", settings.studio_dir / "train_masks"):
+        photo, mask = load_image(pair.image_path), load_mask(pair.mask_path)
+        prediction = predict(network, description, photo)
+        views.append(dict(view=pair.view, dice=extra.dice(prediction, mask), photo=photo, mask=mask, prediction=prediction))
+    experiments.write_table(settings.table, [dict(view=view["view"], dice=view["dice"]) for view in views])
+
+    def small(photo: np.ndarray) -> np.ndarray:
+        return extra.area_fit(photo, 320)
+
+    sheet = []
+    for start in range(0, len(views), 4):
+        group = views[start : start + 4]
+        title = "     ".join(f"view {view['view']:02d}: Dice {view['dice']:.4f}" for view in group)
+        sheet.append((title, [extra.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group]))
+    extra.save_picture(settings.picture_dir / "studio_views.png", extra.draw_sheet(sheet))
+    extremes = []
+    for label, view in (("best", max(views, key=lambda view: view["dice"])), ("worst", min(views, key=lambda view: view["dice"]))):
+        photo = small(view["photo"])
+        height, width = photo.shape[:2]
+        pictures = [photo, *(extra.draw_mask(view[key], width, height) for key in ("mask", "prediction"))]
+        pictures.append(extra.draw_errors(photo, view["mask"], view["prediction"]))
+        extremes.append((f"{label}: view {view['view']:02d}, Dice {view['dice']:.4f}", pictures))
+    extra.save_picture(
+        settings.picture_dir / "studio_extremes.png", extra.draw_sheet(extremes, ["photo", "truth", "prediction", "red: false car, blue: missed"])
+    )
+    print(f"mean Dice {np.mean([view['dice'] for view in views]):.4f} of {len(views)} views")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    extra.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
