@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import filelock
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -191,17 +193,22 @@ def read_image(path: Path | str, reduce_to: int | None = None) -> tuple[np.ndarr
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a preview beside the photo: MPO
             raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
         width, height = image.size
-        sideways = image.getexif().get(0x0112, 1) >= 5
-        if reduce_to is not None:
-            image.draft(None, (reduce_to, reduce_to))
+        if image.format in ("JPEG", "MPO"):
+            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # taken sideways
+                width, height = height, width
+            if reduce_to is not None:
+                image.draft(None, (reduce_to, reduce_to))
+            image = ImageOps.exif_transpose(image)
+        else:
+            image = ImageOps.exif_transpose(image)
+            width, height = image.size
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
             raise ValueError(f"{path} must have 8 or 16 bits a channel, got 32. Save it as an 8-bit PNG or JPEG.")
-        image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return np.asarray(image.convert("RGB")), ((width, height) if sideways else (height, width))
+        return np.asarray(image.convert("RGB")), (height, width)
 
 
 def load_mask(path: Path | str) -> np.ndarray:
@@ -251,10 +258,15 @@ class open_picture:
         try:
             if self.path.is_dir():
                 raise ValueError(f"{self.path} must be a file, got a folder.")
+            if self.path.exists() and not self.path.is_file():  # reading a pipe or a device might never end
+                raise ValueError(f"{self.path} must be a file, got a pipe or a device.")
             if self.path.exists() and self.path.stat().st_size == 0:
                 raise ValueError(f"{self.path} is empty. Copy or download it again.")
             Image.init()  # Pillow otherwise knows only some formats until the first file that needs another
-            self.image = Image.open(self.path, formats=self.formats)
+            # By its name, Pillow would map some files into memory: a file cut short meanwhile then kills the process, and
+            # photos taken sideways (TIFF without compression) come out scrambled.
+            self.file = open(self.path, "rb")
+            self.image = Image.open(self.file, formats=self.formats)
             return self.image
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -263,6 +275,8 @@ class open_picture:
     def __exit__(self, kind, error, trace) -> None:
         if hasattr(self, "image"):
             self.image.close()
+        if hasattr(self, "file"):
+            self.file.close()
         if error is None or str(self.path) in str(error) and isinstance(error, ValueError):
             return
         if isinstance(error, FileNotFoundError):
@@ -274,6 +288,8 @@ class open_picture:
                 f"{self.path} must have at most {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, got more. "
                 "Save it smaller."
             ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(f"{self.path} cannot be read ({error.strerror}). Copy or download it again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
             raise ValueError(f"{self.path} must be {self.what}, got something else. Open it and save it anew.") from error
         if isinstance(error, Exception):  # Pillow's decoders raise nearly every kind of error on damaged files
@@ -335,6 +351,15 @@ class Cache:
         rows = [[pair.name, stat[0], stat[2]] for pair, stat in zip(self.pairs, self.stats)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
+    def check_whole(self) -> None:
+        """Raise a ValueError if the cache's files are gone or cut short."""
+        try:
+            lengths = len(self.images), len(self.coverage)
+        except (OSError, ValueError, EOFError) as error:
+            lengths = error
+        if lengths != (len(self.pairs), len(self.pairs)):
+            raise ValueError(f"{self.path} must hold {len(self.pairs)} photos and masks, got {lengths}. Delete it: it is made anew.")
+
     def check_unchanged(self, row: int) -> None:
         """Raise a RuntimeError if the files of a pair are no longer those that were cached."""
         pair = self.pairs[row]
@@ -348,7 +373,10 @@ class Cache:
 def stat_pair(pair: Pair) -> list[int]:
     numbers = []
     for path in (pair.image_path, pair.mask_path):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:  # gone, or a link that leads nowhere or in a circle
+            raise OSError(f"{path} cannot be read ({error.strerror}). Put it back, or move its partner away too.") from error
         numbers += [stat.st_size, stat.st_mtime_ns]
     return numbers
 
@@ -366,11 +394,22 @@ def build_cache(pairs: list[Pair], width: int, height: int, cache_dir: Path | st
     key = json.dumps([CACHE_VERSION, width, height, [[str(p.image_path), str(p.mask_path)] for p in pairs], stats])
     path = Path(cache_dir) / f"{width}x{height}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     cache = Cache(path, pairs, stats)
-    if path.is_dir():
-        return cache
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.with_name(".lock")):
+            if not path.is_dir():  # unless another process made it while this one waited
+                fill_cache(cache, width, height, quiet)
+    cache.check_whole()
+    return cache
 
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
+
+def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
+    """Decode the pairs into a folder of another name, which gets its own when all is done."""
+    path, pairs = cache.path, cache.pairs
+    for leftover in path.parent.glob("*.partial"):  # of processes that were killed: the lock is ours
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.mkdir()
     try:
         n = len(pairs)
         reserve_array(partial / "images.npy", (n, height, width, 3))
@@ -394,12 +433,7 @@ def build_cache(pairs: list[Pair], width: int, height: int, cache_dir: Path | st
             )
         images.flush(), coverage.flush()
         del images, coverage
-        try:
-            partial.rename(path)
-        except OSError:
-            if not path.is_dir():  # unless another process was faster with the same cache
-                raise
-        return cache
+        partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -564,6 +598,7 @@ def make_loader(dataset: CarDataset, batches: EpochBatches, workers: int, pin_me
 
 def limit_threads(worker: int) -> None:
     """Give each worker process one thread: they share the machine with each other and with the network."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but is for the first one to answer
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

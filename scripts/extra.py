@@ -181,10 +181,15 @@ def save_checkpoint(path: Path | str, state: dict, keep_previous: bool = False, 
     os.replace(staged, path)
     sync_folder(path.parent)
     if mirror_dir is not None:
-        try:
-            write_file(Path(mirror_dir) / path.name, content)
-        except OSError as error:
-            print(f"warning: the mirror failed: {error}", file=sys.stderr)
+        mirror_file(path, mirror_dir)
+
+
+def mirror_file(path: Path, mirror_dir: Path | str) -> None:
+    """Copy a whole file to a second folder; when that fails, say so and go on: the first copy is safe."""
+    try:
+        write_file(Path(mirror_dir) / path.name, path.read_bytes())
+    except OSError as error:
+        print(f"warning: the mirror failed: {error}", file=sys.stderr)
 
 
 def read_checkpoint(path: Path | str) -> dict:

@@ -428,6 +428,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise ValueError(f"{config.checkpoint_dir / 'last.pt'} does not hold a training of this project ({reason}).") from error
+        if chief and config.mirror_dir is not None:  # the run may have been killed before the mirror got its copy
+            extra.mirror_file(config.checkpoint_dir / "last.pt", config.mirror_dir)
         if progress.best_dice >= 0:
             try:
                 extra.read_checkpoint(config.checkpoint_dir / "best.pt")
@@ -590,6 +592,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 dist.broadcast(tensor, 0)
 
         # Validation, at training size; then this epoch is done.
+        for row in validation_rows:
+            cache.check_unchanged(row)
         # Several processes do not ask between photos: they may have one more or less, and would wait for each other.
         between = (lambda: leave_if_asked(0)) if world_size == 1 else (lambda: None)
         val_loss, val_dice = validate(average, cache, validation_rows[rank::world_size], config, device, precision, between)
@@ -629,6 +633,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         save_best()
 
     # The score, with the best weights, at the photos' own size.
+    for row in train_rows:
+        cache.check_unchanged(row)
     state = extra.read_checkpoint(config.checkpoint_dir / "best.pt")
     average.load_state_dict(state["weights"])
     mean_mask = np.mean([cache.coverage[row] / np.float32(255) for row in train_rows[:: max(1, len(train_rows) // 512)]], axis=0)
@@ -751,7 +757,8 @@ def set_earlier_run_aside(folder: Path) -> None:
     names = ("last.pt", "last.previous.pt", "best.pt", "best.safetensors", "history.csv", "settings.json", "score_card.json", "scores.csv")
     found = [folder / name for name in names if (folder / name).exists()]
     partial = folder / "earlier.partial"
-    if found or partial.is_dir():
+    # Without a checkpoint it is a run that hardly began: not worth giving up what is in `earlier/`.
+    if any(path.suffix == ".pt" for path in found) or partial.is_dir():
         partial.mkdir(exist_ok=True)
         for path in found:
             path.replace(partial / path.name)
