@@ -39,9 +39,13 @@ class Settings:
 
 
 def find_missing(results_dir: Path) -> list[str]:
-    """Name what is missing, each with what makes it."""
-    missing = [f"{results_dir / name} (`{command}`)" for name, command in NEEDS.items() if not (results_dir / name).exists()]
-    return missing + [f"{MEMORY_DIR / name}" for name in PAGES if not (MEMORY_DIR / name).exists()]
+    """Name what is missing, with the command that makes it."""
+    missing: dict[str, list[str]] = {}
+    for name, command in NEEDS.items():
+        if not (results_dir / name).exists():
+            missing.setdefault(command, []).append(name)
+    parts = [f"{' and '.join(names)} (`{command}`)" for command, names in missing.items()]
+    return parts + [f"memory/{name}" for name in PAGES if not (MEMORY_DIR / name).exists()]
 
 
 def paper_sizes(side: int, depth: int = 4) -> list[int]:
@@ -133,14 +137,18 @@ def collect_numbers(results_dir: Path) -> dict:
         study=dict(
             width=shared["image_width"], height=shared["image_height"], base_width=shared["base_width"], epochs=shared["epochs"],
             n_train=f"{facts['n_train_photos']:,}", n_validation=facts["n_validation_photos"], n_cars=facts["n_validation_cars"],
-            n_steps=f"{-(-facts['n_train_photos'] // base['batch_size']):,}", photo_size=" and ".join(facts["photo_sizes"]).replace("x", "×"),
+            n_steps=f"{-(-facts['n_train_photos'] // base['batch_size']):,}",
+            photo_size=" and ".join(facts["photo_sizes"]).replace("x", "×"),
             device=facts["device"], precision=facts["precision"], torch=facts["torch"], commit=facts["commit"] or "none",
             weight_decay=f"{shared['weight_decay']:g}", warmup=f"{100 * shared['warmup']:g}", ema=f"{shared['ema_decay']:g}",
-            ema_epochs=f"{average_epochs:.1f}", background=f"{100 * shared['background']:g}", validation=f"{100 * shared['validation_share']:g}",
+            ema_epochs=f"{average_epochs:.1f}", background=f"{100 * shared['background']:g}",
+            validation=f"{100 * shared['validation_share']:g}",
         ),
         base=dict(
-            parameters=f"{base['parameters']:,}", gflop=f"{base['gflop']:.2f}", last=f"{base['last_dice']:.4f}", low=f"{base['last_low']:.4f}",
-            high=f"{base['last_high']:.4f}", best=f"{base['best_dice']:.4f}", ceiling=f"{card['ceiling']:.4f}", edge=f"{card['edge_dice']:.4f}",
+            parameters=f"{base['parameters']:,}", gflop=f"{base['gflop']:.2f}", last=f"{base['last_dice']:.4f}",
+            low=f"{base['last_low']:.4f}",
+            high=f"{base['last_high']:.4f}", best=f"{base['best_dice']:.4f}", ceiling=f"{card['ceiling']:.4f}",
+            edge=f"{card['edge_dice']:.4f}",
             accuracy=f"{card['accuracy']:.4f}", black_accuracy=f"{card['black_accuracy']:.4f}", mean_mask=f"{card['mean_mask_dice']:.4f}",
             best_epoch=facts["best_epoch"], first_dice=f"{first.history[0]['val_dice']:.4f}",
             best_view=int(max(by_view, key=by_view.get)), best_view_dice=f"{max(by_view.values()):.4f}",
@@ -160,13 +168,15 @@ def collect_numbers(results_dir: Path) -> dict:
         } | dict(
             n=int(masks["n_masks"]), width=int(masks["width"]), height=int(masks["height"]), share=f"{100 * masks['share']:.1f}",
             share_low=f"{100 * masks['share_low']:.1f}", share_high=f"{100 * masks['share_high']:.1f}", outline=f"{masks['outline']:,.0f}",
-            black=f"{100 * (1 - masks['share']):.0f}", pixel_cost=f"{masks['outline'] / (2 * masks['share'] * masks['width'] * masks['height']):.4f}",
+            black=f"{100 * (1 - masks['share']):.0f}",
+            pixel_cost=f"{masks['outline'] / (2 * masks['share'] * masks['width'] * masks['height']):.4f}",
         ),
         leak=dict(
             by_car=f"{leaked['by_car']:.4f}", by_image=f"{leaked['by_image']:.4f}", difference=sign(1e3 * leaked["difference"]),
             interval=f"{sign(1e3 * leaked['low'])} to {sign(1e3 * leaked['high'])}", hidden=f"{100 * leaked['errors_hidden']:.0f}",
             real=leaked["low"] > 0, width=leak_facts["settings"]["image_width"], height=leak_facts["settings"]["image_height"],
-            base_width=leak_facts["settings"]["base_width"], epochs=leak_facts["settings"]["epochs"], n_train=f"{leak_facts['n_train_photos']:,}",
+            base_width=leak_facts["settings"]["base_width"], epochs=leak_facts["settings"]["epochs"],
+            n_train=f"{leak_facts['n_train_photos']:,}",
             n_test=leak_facts["n_validation_photos"], n_cars=leak_facts["n_validation_cars"],
         ),
         studio=dict(
@@ -204,15 +214,17 @@ def build(settings: Settings) -> None:
         raise RuntimeError("Typst must be installed to build the report. Run `pip install -r requirements-memory.txt`.") from None
     missing = find_missing(settings.results_dir)
     if missing:
-        raise ValueError(f"the report must have all its rows, got none for: {', '.join(missing)}. Make them first.")
+        raise ValueError(f"{settings.results_dir} must hold all rows of the report; it lacks {', '.join(missing)}. Make these first.")
     build_dir = MEMORY_DIR / "build"
     runs = experiments.load_study(settings.results_dir)
     extra.write_file(build_dir / "numbers.json", json.dumps(collect_numbers(settings.results_dir), indent=1).encode())
     shared = runs[0].facts["settings"]
     experiments.draw_curves(build_dir / "curves.svg", runs)
     experiments.draw_differences(build_dir / "differences.svg", experiments.compare(runs))
-    figures.draw_network(build_dir / "network.svg", shared["base_width"], shared["image_width"], shared["image_height"], shared["kernel_size"])
-    figures.draw_schedule(build_dir / "schedule.svg", experiments.list_configs(experiments.Settings(epochs=shared["epochs"])), runs[0].facts["n_train_photos"])
+    network = [shared[key] for key in ("base_width", "image_width", "image_height", "kernel_size")]
+    figures.draw_network(build_dir / "network.svg", *network)
+    configs = experiments.list_configs(experiments.Settings(epochs=shared["epochs"]))
+    figures.draw_schedule(build_dir / "schedule.svg", configs, runs[0].facts["n_train_photos"])
     figures.draw_views(build_dir / "views.svg", runs[0])
     figures.draw_cars(build_dir / "cars.svg", runs[0])
     options = dict(root=str(PROJECT_DIR), ignore_system_fonts=True, timestamp=0)

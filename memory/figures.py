@@ -31,11 +31,13 @@ def draw_network(path: Path, base_width: int, width: int, height: int, kernel_si
         size = dict(ha="center", fontsize=7)
 
         def draw_maps(x: float, level: int, channels: int | str, colour: str) -> None:
-            axes.add_patch(Rectangle((x - 0.11, top[level] - box_height[level]), 0.22, box_height[level], facecolor=colour, edgecolor="black", linewidth=0.7))
+            corner = (x - 0.11, top[level] - box_height[level])
+            axes.add_patch(Rectangle(corner, 0.22, box_height[level], facecolor=colour, edgecolor="black", linewidth=0.7))
             axes.text(x, top[level] + 0.07, str(channels), **size)
 
         def draw_arrow(start, end, colour="black", dash="-") -> None:
-            axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=colour, linewidth=1.1, linestyle=dash, shrinkA=0, shrinkB=0))
+            look = dict(arrowstyle="-|>", mutation_scale=8, color=colour, linewidth=1.1, linestyle=dash)
+            axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **look))
 
         def middle(level: int) -> float:
             return top[level] - box_height[level] / 2
@@ -44,7 +46,8 @@ def draw_network(path: Path, base_width: int, width: int, height: int, kernel_si
         for level in range(depth + 1):
             channels = base_width * 2**level
             left = level * step
-            axes.text(left - 0.22, top[level] - box_height[level] + 0.02, f"{width >> level}x{height >> level}", ha="right", va="bottom", fontsize=6.5, rotation=90)
+            corner = (left - 0.22, top[level] - box_height[level] + 0.02)
+            axes.text(*corner, f"{width >> level}x{height >> level}", ha="right", va="bottom", fontsize=6.5, rotation=90)
             inputs = 3 if level == 0 else channels // 2
             for number, count in enumerate((inputs, channels, channels)):
                 draw_maps(left + 0.5 * number, level, count, FEATURES)
@@ -112,6 +115,7 @@ def draw_schedule(path: Path, configs: list[Config], n_photos: int) -> None:
         for (colour, _, dash), (peak, config) in zip(LOOKS, sorted(peaks.items(), reverse=True)):
             steps_per_epoch = -(-n_photos // config.batch_size)
             steps = np.arange(0, config.epochs * steps_per_epoch)
-            axes.plot(steps / steps_per_epoch, [learning_rate_at(step, len(steps), config) for step in steps], dash, color=colour, label=f"{peak:g}")
+            rates = [learning_rate_at(step, len(steps), config) for step in steps]
+            axes.plot(steps / steps_per_epoch, rates, dash, color=colour, label=f"{peak:g}")
         axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(1e-6, None))
         axes.legend(title="peak", fontsize=7, title_fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

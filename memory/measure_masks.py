@@ -36,7 +36,8 @@ def measure(path: Path) -> dict[str, float]:
     """Measure one mask: the car's share, its outline in pixels, and the ceiling of each size for coverage and for hard labels."""
     mask = load_mask(path)
     outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    numbers = dict(height=mask.shape[0], width=mask.shape[1], share=float(mask.mean()), outline=sum(cv2.arcLength(line, True) for line in outlines))
+    numbers = dict(height=mask.shape[0], width=mask.shape[1], share=float(mask.mean()))
+    numbers["outline"] = sum(cv2.arcLength(line, True) for line in outlines)
     for width, height in SIZES:
         coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height).astype(np.float32)
         hard = np.where(coverage > 127, np.float32(255), np.float32(0))

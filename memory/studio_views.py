@@ -68,9 +68,8 @@ def main(settings: Settings) -> None:
         pictures = [photo, *(extra.draw_mask(view[key], width, height) for key in ("mask", "prediction"))]
         pictures.append(extra.draw_errors(photo, view["mask"], view["prediction"]))
         extremes.append((f"{label}: view {view['view']:02d}, Dice {view['dice']:.4f}", pictures))
-    extra.save_picture(
-        settings.picture_dir / "studio_extremes.png", extra.draw_sheet(extremes, ["photo", "truth", "prediction", "red: false car, blue: missed"])
-    )
+    captions = ["photo", "truth", "prediction", "red: false car, blue: missed"]
+    extra.save_picture(settings.picture_dir / "studio_extremes.png", extra.draw_sheet(extremes, captions))
     print(f"mean Dice {np.mean([view['dice'] for view in views]):.4f} of {len(views)} views")
 
 

@@ -276,7 +276,8 @@ def read_table(path: Path) -> list[dict]:
     """Read a CSV file; what looks like a number becomes one, but for names of photos and cars."""
     with open(path, newline="") as file:
         return [
-            {key: value if key in ("name", "car") or not value else float(value) for key, value in row.items()} for row in csv.DictReader(file)
+            {key: value if key in ("name", "car") or not value else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
         ]
 
 
@@ -413,8 +414,8 @@ def format_table(table: list[dict]) -> str:
 
 # Okabe and Ito's colours, told apart by the colour-blind; marker and dash differ as well.
 LOOKS = [
-    ("#000000", "o", "-"), ("#D55E00", "s", "--"), ("#0072B2", "^", "-."), ("#009E73", "v", ":"), ("#CC79A7", "D", "--"), ("#E69F00", "P", "-"),
-    ("#56B4E9", "X", "-."),
+    ("#000000", "o", "-"), ("#D55E00", "s", "--"), ("#0072B2", "^", "-."), ("#009E73", "v", ":"), ("#CC79A7", "D", "--"),
+    ("#E69F00", "P", "-"), ("#56B4E9", "X", "-."),
 ]  # fmt: skip
 
 
@@ -433,8 +434,8 @@ def new_figure(path: Path, width: float, height: float, columns: int = 1):
     from matplotlib.figure import Figure
 
     style = {
-        "font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.3,
-        "lines.markersize": 4, "legend.frameon": False, "svg.hashsalt": "study",
+        "font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+        "lines.linewidth": 1.3, "lines.markersize": 4, "legend.frameon": False, "svg.hashsalt": "study",
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -498,8 +499,8 @@ def show(settings: Settings) -> None:
     print(format_table(table))
     facts = runs[0].facts
     print(
-        f"Dice at the photos' own size, {facts['n_validation_photos']} photos of {facts['n_validation_cars']} cars; intervals by bootstrap over cars; "
-        "differences of the last weights, photo by photo"
+        f"Dice at the photos' own size, {facts['n_validation_photos']} photos of {facts['n_validation_cars']} cars; "
+        "intervals by bootstrap over cars; differences of the last weights, photo by photo"
     )
     if max(row["seeds"] for row in table) == 1:
         print("one training of each kind: the intervals do not hold the luck of a training. --seeds 3 measures it.")

@@ -47,15 +47,14 @@ def small_settings(cars: Path, output_dir: Path) -> Settings:
 
 def start_study(settings: Settings, names=("baseline", "rate_3e-3")) -> subprocess.Popen:
     """Start a study of fewer runs in a process of its own."""
-    arguments = ", ".join(f"{key}={str(value)!r}" if isinstance(value, Path) else f"{key}={value!r}" for key, value in vars(settings).items())
+    arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
     code = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(PROJECT_DIR / "scripts")!r})
 import experiments, extra
 experiments.GRID = {{name: experiments.GRID[name] for name in {names!r}}}
-settings = dict({arguments})
-settings = {{key: Path(value) if key.endswith("_dir") else value for key, value in settings.items()}}
+settings = {{key: Path(value) if key.endswith("_dir") else value for key, value in {arguments!r}.items()}}
 if __name__ == "__main__":
     extra.run_command(lambda _: experiments.main(experiments.Settings(**settings)), [])
 """
@@ -93,8 +92,10 @@ def write_run(folder: Path, last: dict[tuple[str, int], float], n_epochs: int = 
         n_validation_photos=len(last), n_validation_cars=len({car for car, _ in last}),
     )  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
-    experiments.write_table(folder / "dice.csv", [dict(car=car, view=view, best=dice, last=dice, ceiling=1.0) for (car, view), dice in last.items()])
-    experiments.write_table(folder / "history.csv", [dict(epoch=epoch + 1, val_loss=1 / (epoch + 1), val_dice=1 - 0.1 / (epoch + 1)) for epoch in range(n_epochs)])
+    photos = [dict(car=car, view=view, best=dice, last=dice, ceiling=1.0) for (car, view), dice in last.items()]
+    experiments.write_table(folder / "dice.csv", photos)
+    history = [dict(epoch=epoch, val_loss=1 / epoch, val_dice=1 - 0.1 / epoch) for epoch in range(1, n_epochs + 1)]
+    experiments.write_table(folder / "history.csv", history)
 
 
 def even_dice(value: float, n_cars: int = 8) -> dict[tuple[str, int], float]:
@@ -171,7 +172,8 @@ def test_a_study_leaves_for_each_run_what_the_report_needs(study):
 
 def test_what_can_be_shared_names_no_photo_and_no_folder(study):
     settings, _ = study
-    shared = [path for pattern in ("*/run.json", "*/history.csv", "*/dice.csv", "results.csv") for path in settings.output_dir.glob(pattern)]
+    patterns = ("*/run.json", "*/history.csv", "*/dice.csv", "results.csv")
+    shared = [path for pattern in patterns for path in settings.output_dir.glob(pattern)]
     assert len(shared) == 7
     for path in shared:
         assert "cafe0000" not in path.read_text()
@@ -271,7 +273,8 @@ def test_a_difference_shared_by_all_cars_differs_and_one_that_wavers_is_noise(tm
     baseline = {(str(car), view): 0.9 + 0.01 * car for car in range(8) for view in (1, 2)}
     write_run(tmp_path / "baseline", baseline)
     write_run(tmp_path / "kernel_5", {key: value + 0.001 for key, value in baseline.items()}, kernel_size=5)
-    write_run(tmp_path / "batch_16", {(car, view): value + (0.01 if int(car) % 2 else -0.01) for (car, view), value in baseline.items()}, batch_size=16)
+    wavering = {(car, view): value + (0.01 if int(car) % 2 else -0.01) for (car, view), value in baseline.items()}
+    write_run(tmp_path / "batch_16", wavering, batch_size=16)
     table = {row["name"]: row for row in experiments.compare(experiments.load_study(tmp_path))}
     assert list(table) == ["baseline", "batch_16", "kernel_5"]
     assert table["kernel_5"]["difference"] == pytest.approx(0.001)
@@ -348,7 +351,7 @@ def test_figures_of_equal_rows_are_equal_files(tmp_path, capsys):
 
 def test_the_report_refuses_to_be_built_without_its_rows(tmp_path):
     pytest.importorskip("typst")
-    with pytest.raises(ValueError, match=r"must have all its rows, got none for: .*baseline/run.json \(`python scripts/experiments.py`\)"):
+    with pytest.raises(ValueError, match=r"lacks baseline/run.json .*\(`python scripts/experiments.py`\)"):
         build.build(build.Settings(results_dir=tmp_path, output=tmp_path / "memory.pdf"))
     assert not (tmp_path / "memory.pdf").exists()
 
