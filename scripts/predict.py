@@ -38,7 +38,7 @@ from cutout import clean_edge, cut_out, draw_overlay, find_transparency, mask_pi
 from data import IMAGE_SUFFIXES, PROJECT_DIR, read_image
 from extra import enlarge, run_command, write_file
 from segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit, to_probability
-from table import Table, decode_runs, encode_runs
+from tables import Table, decode_runs, encode_runs
 from train import keep_memory
 
 UNDECIDED_LIMIT = 0.15  # see `measure_doubt`

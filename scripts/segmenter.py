@@ -67,11 +67,16 @@ class Segmenter:
         return to_probability(enlarge(self.logits(image), *image.shape[:2]))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
-        """Choose the (height, width) at which the network sees a photo: its shape, within the size of the training photos."""
-        long, short = self.description["image_width"], self.description["image_height"]
-        box_height, box_width = (short, long) if (width >= height) == (long >= short) else (long, short)
-        scale = min(box_height / height, box_width / width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        """Choose the (height, width) at which the network sees a photo: its shape, within the size of the training photos,
+        turned for a portrait."""
+        sides = self.description["image_height"], self.description["image_width"]
+        long, short = max(height, width), min(height, width)
+
+        def scale(side: int) -> int:
+            """Round side * min(max(sides) / long, min(sides) / short), halves up."""
+            return max(1, min((2 * side * max(sides) + long) // (2 * long), (2 * side * min(sides) + short) // (2 * short)))
+
+        return scale(height), scale(width)
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray, native_size: tuple[int, int] | None = None) -> np.ndarray:
@@ -88,7 +93,8 @@ class Segmenter:
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(f"image must be an RGB array (height, width, 3) of uint8, got {got}. data.load_image reads such.")
         height, width = self.fit(*(native_size or image.shape[:2]))
-        small = area_average(image, width, height)
+        # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
+        small = area_average(image.astype(np.float32), width, height) / 255
         small = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
         batch = torch.from_numpy(small)[None].to(self.device).permute(0, 3, 1, 2)  # channels last without moving a byte
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):

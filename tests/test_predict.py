@@ -21,57 +21,21 @@ import predict
 import segmenter as segmenter_module
 from conftest import SCRIPT_DIR
 from cutout import clean_edge, cover, cut_out, draw_overlay, find_transparency, read_background, replace_background
-from extra import run_command, save_weights
+from extra import run_command
+from red_network import GREEN, RED, draw_photo, is_red, save_random_weights, save_red_weights
 from predict import Settings, find_photos
 from segmenter import Segmenter, measure_doubt, to_logit
-from table import Table, decode_runs, encode_runs
+from tables import Table, decode_runs, encode_runs
 from unet import UNet
-
-RED, GREEN = (220, 20, 30), (20, 220, 40)
-
-
-def make_red_network() -> UNet:
-    """Build a network whose logit is high where red exceeds green: one channel passes straight to the head."""
-    network = UNet(base_width=2, depth=2).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.zero_()
-    network.colour_mean.zero_(), network.colour_std.fill_(1)
-    first = network.contracting_path[0]
-    first[0].weight[0, 0, 1, 1], first[0].weight[0, 1, 1, 1] = 1, -1
-    first[3].weight[0, 0, 1, 1] = 1
-    last = network.expanding_path[-1]
-    last[0].weight[0, 0, 1, 1] = last[3].weight[0, 0, 1, 1] = 1
-    network.head.weight[0, 0] = 30
-    network.head.bias.fill_(-12)
-    return network
-
 
 @pytest.fixture(scope="session")
 def red_weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "red.safetensors"
-    description = dict(image_width=96, image_height=64, threshold=0.4, network=make_red_network().settings, trained={})
-    save_weights(path, make_red_network(), description)
-    return path
-
-
-def draw_photo(width: int, height: int, background=GREEN) -> np.ndarray:
-    """Draw a red ellipse in the middle, (height, width, 3), uint8."""
-    photo = np.empty((height, width, 3), np.uint8)
-    photo[:] = background
-    # Drawn at four times the size, so that its edge mixes red and green as a camera does.
-    large = cv2.resize(photo, (4 * width, 4 * height), interpolation=cv2.INTER_NEAREST)
-    cv2.ellipse(large, (2 * width, 2 * height), (int(1.2 * width), int(1.2 * height)), 0, 0, 360, RED, -1)
-    return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+    return save_red_weights(tmp_path_factory.mktemp("weights") / "red.safetensors")
 
 
 def load(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
         return np.array(picture)
-
-
-def is_red(photo: np.ndarray) -> np.ndarray:
-    return photo[..., 0].astype(int) - photo[..., 1] > 90
 
 
 @pytest.fixture
@@ -168,10 +132,7 @@ def test_folding_batch_norm_changes_no_logit(tmp_path):
 
 
 def test_mirrored_view_is_averaged(tmp_path):
-    torch.manual_seed(1)
-    path = tmp_path / "random.safetensors"
-    network = UNet(base_width=4)
-    save_weights(path, network, dict(image_width=96, image_height=64, threshold=0.5, network=network.settings, trained={}))
+    path = save_random_weights(tmp_path / "random.safetensors")
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     plain, both = Segmenter(path, "cpu", precision="float32"), Segmenter(path, "cpu", tta=True, precision="float32")
     mirrored = plain.logits(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
