@@ -226,18 +226,18 @@ def load_mask(path: Path | str) -> np.ndarray:
     with open_picture(path, ("GIF", "PNG"), "a GIF or PNG mask") as image:
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
-        # A palette's indices are half the work of its colours: translate the few colours instead of all pixels.
+        # Of a palette the few colours are translated, not all the pixels.
         if image.mode == "P":
             indices = np.asarray(image)
-            colours = np.asarray(image.convert("RGB").getpalette() or image.getpalette("RGB"), np.uint8).reshape(-1, 3)
             palette = np.zeros((256, 3), np.float32)
+            colours = np.asarray(image.getpalette("RGB"), np.float32).reshape(-1, 3)
             palette[: len(colours)] = colours
             level_of = np.rint(palette @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
-            levels = np.unique(level_of[np.flatnonzero(np.bincount(indices.ravel(), minlength=256))])
         else:
-            indices = np.asarray(image.convert("L"))
+            image = image.convert("L")
+            indices = np.asarray(image)
             level_of = np.arange(256, dtype=np.uint8)
-            levels = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+        levels = np.unique(level_of[np.flatnonzero(image.histogram())])
     if len(levels) > 2:
         raise ValueError(
             f"{path} must have two levels, background and car, got {len(levels)} grey levels. Cut it at one half and save "
@@ -245,7 +245,7 @@ def load_mask(path: Path | str) -> np.ndarray:
         )
     # One level alone: 0 is no car at all, any other a frame full of car.
     threshold = levels.mean() if len(levels) == 2 else 0.5
-    return (level_of > threshold)[indices]
+    return cv2.LUT(indices, (level_of > threshold).view(np.uint8)).view(bool)
 
 
 class open_picture:
@@ -320,7 +320,7 @@ def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarr
             f"{mask.shape[1]}x{mask.shape[0]}. Save the mask at the photo's size."
         )
     coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height)
-    return area_average(image, width, height), coverage, native_size, float(mask.mean())
+    return area_average(image, width, height), coverage, native_size, np.count_nonzero(mask) / mask.size
 
 
 # ------------------------------------------------------------------------------------------------------------ cache
