@@ -1,0 +1,74 @@
+"""How much memory do training and prediction take at their peak?
+
+    python benchmarks/memory.py
+
+Each number is the peak of a process of its own: two training steps at 480x320, batch 16; then predict.py on more and more
+photos, which should not change it. On a CPU this is resident memory, on a GPU what PyTorch has allocated there.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import common
+import textbook
+import train
+from data import Pair
+from prediction import choose_weights, our_prediction
+from train_step import make_our_step, random_batch
+
+
+def textbook_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
+    """Yield the peak in MiB of two steps."""
+    yield 0.0
+    device = train.choose_device("auto")
+    images, coverage = random_batch(batch_size, width, height)
+    step = textbook.make_step(base_width, device.type)
+    for _ in range(2):
+        step(images.permute(0, 3, 1, 2).float().div(255), (coverage > 127).float().unsqueeze(1))
+    yield train.peak_memory_mib(device)
+
+
+def our_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
+    """Yield the peak in MiB of two steps."""
+    yield 0.0
+    device = train.choose_device("auto")
+    if device.type == "cpu":
+        train.keep_memory()
+    images, coverage = random_batch(batch_size, width, height)
+    step = make_our_step(base_width, device, train.choose_precision("auto", device), compiled=False)
+    for _ in range(2):
+        step(images, coverage)
+    yield train.peak_memory_mib(device)
+
+
+def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[float]:
+    """Yield the peak in MiB of predicting masks of all photos."""
+    yield 0.0
+    steps = our_prediction(pairs, weights, ("mask",), work_dir)
+    next(steps), next(steps)
+    yield train.peak_memory_mib(torch.device("cpu"))
+
+
+def main() -> None:
+    arguments = common.parse_arguments(__doc__, weights=None)
+    device = train.choose_device("auto").type
+    for base_width, batch_size, width, height in [(4, 2, 48, 32)] if arguments.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]:
+        measured = []
+        for _ in range(arguments.pairs):  # a process has but one peak, so that each pair takes new ones
+            measured += common.measure_pairs(textbook_training, our_training, (base_width, batch_size, width, height), 1)
+        setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, {device}"
+        common.report(arguments.results, "peak memory of training", setting, "MiB", measured, less_is_better=True)
+
+    weights = choose_weights(arguments)
+    few = common.drawn_photos(arguments.work_dir, 8, 480, 320)
+    for n in (8, 16) if arguments.quick else (104, 1000, 10_000):
+        pairs = common.repeat_photos(few, n // len(few), arguments.work_dir / "many")
+        measured = common.measure_pairs(None, prediction_peak, (pairs, weights, arguments.work_dir), 1)
+        common.report(arguments.results, "peak memory of prediction", f"{n} photos of 480x320, {os.cpu_count()} cores", "MiB", measured)
+
+
+if __name__ == "__main__":
+    main()

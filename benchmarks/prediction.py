@@ -1,0 +1,83 @@
+"""How fast do native photos become mask files, and cut-outs?
+
+    python benchmarks/prediction.py
+
+Textbook: one at a time, whole decode with Pillow, float32, PNG as Pillow saves it. Ours: predict.py, from reading its weights to
+the last file on disk. Both with the same weights, all cores, and photos that the system holds in memory.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import common
+import extra
+import textbook
+from data import Pair
+from unet import UNet
+
+
+def random_weights(path: Path) -> Path:
+    """Save a tiny network that has learnt nothing, to try the script out."""
+    description = dict(network=UNet(base_width=4).settings, image_width=48, image_height=32, threshold=0.5)
+    extra.save_weights(path, UNet(base_width=4), description)
+    return path
+
+
+def textbook_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path) -> Iterator[float]:
+    """Yield photos per second."""
+    network, description = extra.load_network(weights)
+    output_dir = work_dir / "masks_textbook"
+    output_dir.mkdir(exist_ok=True)
+    size = description["image_width"], description["image_height"]
+    paths = [pair.image_path for pair in pairs]
+    list(textbook.predict(network, paths[:2], *size, output_dir))
+    yield 0.0
+    while True:
+        started = time.perf_counter()
+        for _ in textbook.predict(network, paths, *size, output_dir):
+            pass
+        yield len(pairs) / (time.perf_counter() - started)
+
+
+def our_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path) -> Iterator[float]:
+    """Yield photos per second."""
+    import predict
+
+    output_dir = work_dir / "masks_ours"
+    settings = predict.Settings(photos=(pairs[0].image_path.parent,), output=output_dir, outputs=outputs, weights=weights)
+    yield 0.0
+    while True:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if predict.predict(settings):
+                raise RuntimeError("predict.py failed on some photos.")
+        yield len(pairs) / (time.perf_counter() - started)
+
+
+def choose_weights(arguments) -> Path:
+    """Take the shipped weights, others named on the command line, or nonsense with --quick."""
+    from segmenter import DEFAULT_WEIGHTS
+
+    return random_weights(arguments.work_dir / "random.safetensors") if arguments.quick else arguments.weights or DEFAULT_WEIGHTS
+
+
+def main() -> None:
+    arguments = common.parse_arguments(__doc__, cars=3, weights=None)
+    pairs = common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)
+    weights = choose_weights(arguments)
+    network, description = extra.load_network(weights)
+    size = f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
+    for question, outputs in (("prediction: native photos to masks", ("mask",)), ("prediction: masks and cut-outs", ("mask", "cutout"))):
+        other_way = textbook_prediction if outputs == ("mask",) else None  # the textbook makes no cut-outs
+        measured = common.measure_pairs(other_way, our_prediction, (pairs, weights, outputs, arguments.work_dir), arguments.pairs)
+        common.report(arguments.results, question, f"{len(pairs)} photos, network at {size}", "photos/s", measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""How fast is a training step on a CPU?
+
+    python benchmarks/train_step.py
+
+Textbook: float32, plain layout, loss and metric read back each step. Ours: what train.py does with its settings left alone.
+Both on the same random photos, already in memory. Base width 64 takes minutes, since a textbook step at 480x320 takes half of one.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+
+import common
+import textbook
+import train
+from unet import UNet
+
+FLOPS_PER_PIXEL = {64: 3 * 1.470e6}  # of a training step: forward, and twice that for the gradients
+
+
+def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make photos (batch, height, width, 3) and coverage (batch, height, width), uint8."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (batch_size, height, width, 3), dtype=torch.uint8)
+    coverage = torch.zeros(batch_size, height, width, dtype=torch.uint8)
+    coverage[:, height // 4 : -height // 4, width // 4 : -width // 4] = 255
+    return images, coverage
+
+
+def textbook_steps(base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu") -> Iterator[float]:
+    """Yield images per second of `n_steps` textbook steps."""
+    step = textbook.make_step(base_width, device)
+    images, coverage = random_batch(batch_size, width, height)
+    images = images.permute(0, 3, 1, 2).float().div(255).contiguous()
+    masks = (coverage > 127).float().unsqueeze(1)
+    step(images, masks), step(images, masks)  # memory and kernels settle
+    yield 0.0
+    while True:
+        started = time.perf_counter()
+        for _ in range(n_steps):
+            step(images, masks)
+        yield n_steps * batch_size / (time.perf_counter() - started)
+
+
+def our_steps(
+    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", precision: str = "auto", compiled: bool = False
+) -> Iterator[float]:
+    """Yield images per second of `n_steps` steps as in train.py."""
+    device = train.choose_device(device)
+    if device.type == "cpu":
+        train.keep_memory()
+    precision = train.choose_precision(precision, device)
+    torch.backends.cudnn.benchmark = True
+    step = make_our_step(base_width, device, precision, compiled)
+    images, coverage = random_batch(batch_size, width, height)
+    if device.type == "cuda":
+        images, coverage = images.pin_memory(), coverage.pin_memory()
+    for _ in range(3):
+        step(images, coverage)
+    yield 0.0
+    while True:
+        started = time.perf_counter()
+        losses = [step(images, coverage) for _ in range(n_steps)]
+        torch.stack(losses).tolist()  # read once, which waits for the device
+        yield n_steps * batch_size / (time.perf_counter() - started)
+
+
+def make_our_step(base_width: int, device: torch.device, precision: torch.dtype, compiled: bool):
+    """Make a function that trains on one batch as train.py does, and gives the loss still on the device."""
+    torch.manual_seed(0)
+    network = UNet(base_width=base_width).to(device, memory_format=torch.channels_last).train()
+    average = UNet(base_width=base_width).to(device, memory_format=torch.channels_last).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    model = torch.compile(network) if compiled else network
+
+    def step(images: torch.Tensor, coverage: torch.Tensor) -> torch.Tensor:
+        images, coverage = train.to_device(images, coverage, device)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = model(images)
+        loss = train.segmentation_loss(logits, coverage)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        train.update_average(average, network, 0.998, 1)
+        return loss.detach()
+
+    return step
+
+
+def convolution_ceiling(precision: torch.dtype) -> Iterator[float]:
+    """Yield TFLOP/s of one large convolution: what this machine can do in this type at the best."""
+    train.keep_memory()
+    images = torch.randn(8, 256, 64, 64, dtype=precision).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, dtype=precision).contiguous(memory_format=torch.channels_last)
+    torch.conv2d(images, weight, padding=1)
+    yield 0.0
+    while True:
+        started = time.perf_counter()
+        for _ in range(4):
+            torch.conv2d(images, weight, padding=1)
+        yield 4 * 2 * 9 * 256 * 256 * 8 * 64 * 64 / (time.perf_counter() - started) / 1e12
+
+
+def main() -> None:
+    arguments = common.parse_arguments(__doc__, batch_size=8)
+    settings = [(16, 240, 160, 8), (64, 240, 160, 1), (16, 480, 320, 2), (64, 480, 320, 1)]  # base width, width, height, steps a measurement
+    if arguments.quick:
+        settings = [(4, 48, 32, 1)]
+    for base_width, width, height, n_steps in settings:
+        ways = (base_width, arguments.batch_size, width, height, n_steps)
+        pairs = common.measure_pairs(textbook_steps, our_steps, ways, arguments.pairs)
+        setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, CPU"
+        common.report(arguments.results, "training step", setting, "images/s", pairs)
+        if base_width in FLOPS_PER_PIXEL:
+            flops = FLOPS_PER_PIXEL[base_width] * width * height
+            print("  TFLOP/s: " + ", ".join(f"{name} {statistics.median(column) * flops / 1e12:.3f}" for name, column in zip(("textbook", "ours"), zip(*pairs))))
+    if not arguments.quick:
+        pairs = common.measure_pairs(convolution_ceiling, convolution_ceiling, (torch.float32,), arguments.pairs, (torch.bfloat16,))
+        common.report(arguments.results, "ceiling: one convolution", "float32 against bf16, 256 channels, CPU", "TFLOP/s", pairs)
+
+
+if __name__ == "__main__":
+    main()
