@@ -185,8 +185,13 @@ def differing(one: object, other: object, name: str = "") -> list[str]:
 
 
 def history(path: Path) -> list[dict]:
-    rows = list(csv.DictReader(path.open()))
+    rows = csv.DictReader(path.read_text().splitlines())
     return [{key: value for key, value in row.items() if key not in TIMING_COLUMNS} for row in rows]
+
+
+def shared_weights(path: Path) -> dict:
+    network, description = extra.load_network(path)
+    return dict(weights=dict(network.state_dict()), description=description)
 
 
 def compare_runs(folder: Path, reference: Path) -> list[str]:
@@ -203,6 +208,8 @@ def compare_runs(folder: Path, reference: Path) -> list[str]:
         if name.endswith(".pt"):
             if "previous" not in name:  # which save came before the last one depends on the interruptions
                 found += [f"{name}{what}" for what in differing(extra.read_checkpoint(ours), extra.read_checkpoint(theirs))]
+        elif name.endswith(".safetensors"):
+            found += [f"{name}{what}" for what in differing(shared_weights(ours), shared_weights(theirs))]
         elif name.endswith("history.csv"):
             found += [name] * (history(ours) != history(theirs))
         elif not name.endswith("settings.json"):
@@ -242,6 +249,7 @@ def soak(settings: Settings, folder: Path) -> dict:
         log = run / "log.txt"
         wanted = min(int(rng.integers(1, 6)), settings.kills - n_kills)
         finished = False
+        done = 0  # moments that lie behind this run, about
         for _ in range(wanted):
             config = config_of(run, can_resume(config_of(run)))
             outside = n_kills % 3 == 2
@@ -251,13 +259,19 @@ def soak(settings: Settings, folder: Path) -> dict:
                 os.kill(process, signal.SIGKILL)  # a process that has ended but was not waited for takes this calmly
                 code, how = wait(process), "kill"
             else:
-                # Kinds in turn, so that rare moments are struck as often as steps are; then one of that kind.
-                kind = kinds[n_planned % len(kinds)]
+                # Kinds in turn, so that rare moments are struck as often as steps are; then one of that kind, soon enough
+                # to leave something for the next interruption.
+                ahead = moments[done:]
+                coming = {kind: [i for i, name in enumerate(ahead) if name == kind] for kind in kinds}
+                while not coming[kinds[n_planned % len(kinds)]]:
+                    n_planned += 1
+                places = coming[kinds[n_planned % len(kinds)]]
                 n_planned += 1
-                strike_at = int(rng.choice([i for i, name in enumerate(moments) if name == kind]))
+                strike_at = int(rng.choice(places[: max(1, len(places) // 3)]))
                 how = "kill" if rng.random() < 0.8 else str(rng.choice(["term", "int"]))
                 code = wait(start(config, log, strike_at, SIGNALS[how]))
             passed = MOMENTS.names()
+            done = min(done + len(passed), len(moments) - 1)
             if code == 0:  # it was resumed so late that the moment never came
                 finished = True
                 break

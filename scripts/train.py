@@ -543,44 +543,43 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         epoch = progress.epoch
         batches.start(epoch, progress.batch)
         network.train()
-        bar = tqdm(
+        with tqdm(
             total=len(batches), initial=progress.batch, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not chief, file=sys.stderr
-        )
-        clock = time.perf_counter()
-        for images, coverage, _ in loader:
-            waited = time.perf_counter() - clock
-            step = epoch * len(batches) + progress.batch
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, n_steps, config)
-            n_images = batches.batch_length(progress.batch)
-            loss = forward_backward(*to_device(images, coverage, device), n_images)
-            scaler.step(optimizer)
-            scaler.update()
-            if config.ema_decay:
-                update_average(average, network, config.ema_decay, step)
+        ) as bar:
+            clock = time.perf_counter()
+            for images, coverage, _ in loader:
+                waited = time.perf_counter() - clock
+                step = epoch * len(batches) + progress.batch
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(step, n_steps, config)
+                n_images = batches.batch_length(progress.batch)
+                loss = forward_backward(*to_device(images, coverage, device), n_images)
+                scaler.step(optimizer)
+                scaler.update()
+                if config.ema_decay:
+                    update_average(average, network, config.ema_decay, step)
 
-            unread.append((progress.batch, n_images, loss))
-            progress.batch += 1
-            # Reading a loss makes the host wait for the GPU, so it is done now and then.
-            reads = device.type == "cpu" or progress.batch % 20 == 0
-            if reads:
-                mean_loss = read_losses()
-            seconds = time.perf_counter() - clock
-            clock += seconds
-            progress.seconds += seconds
-            progress.wait_seconds += waited
-            steps_here += 1
-            if steps_here > 2:
-                timed_images, timed_seconds = timed_images + n_images, timed_seconds + seconds
-            bar.update()
-            if reads:
-                speed = timed_images / timed_seconds if timed_seconds else 0
-                bar.set_postfix_str(f"loss {mean_loss:.4f}, {speed:.1f} img/s, {progress.wait_seconds / progress.seconds:.0%} waiting")
-            if clock - last_saved > 60 * config.checkpoint_minutes and progress.batch < len(batches):
-                save_last()
-                last_saved = time.perf_counter()
-            leave_if_asked(progress.batch)
-        bar.close()
+                unread.append((progress.batch, n_images, loss))
+                progress.batch += 1
+                # Reading a loss makes the host wait for the GPU, so it is done now and then.
+                reads = device.type == "cpu" or progress.batch % 20 == 0
+                if reads:
+                    mean_loss = read_losses()
+                seconds = time.perf_counter() - clock
+                clock += seconds
+                progress.seconds += seconds
+                progress.wait_seconds += waited
+                steps_here += 1
+                if steps_here > 2:
+                    timed_images, timed_seconds = timed_images + n_images, timed_seconds + seconds
+                bar.update()
+                if reads:
+                    speed = timed_images / timed_seconds if timed_seconds else 0
+                    bar.set_postfix_str(f"loss {mean_loss:.4f}, {speed:.1f} img/s, {progress.wait_seconds / progress.seconds:.0%} waiting")
+                if clock - last_saved > 60 * config.checkpoint_minutes and progress.batch < len(batches):
+                    save_last()
+                    last_saved = time.perf_counter()
+                leave_if_asked(progress.batch)
         train_loss = read_losses()
         check_weights()
         if world_size > 1:
