@@ -59,6 +59,13 @@ def parse_arguments(description: str, **defaults: int | None) -> argparse.Namesp
     return arguments
 
 
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main; a mistake is one sentence on stderr."""
+    from extra import run_command
+
+    run_command(lambda arguments: main())
+
+
 # ---------------------------------------------------------------------------------------------------- the two ways
 
 

@@ -1,0 +1,49 @@
+"""Each benchmark runs on tiny data and prints its line. What it measures is nobody's to assert: machines differ."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def run_benchmark(name: str, *arguments) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    command = [sys.executable, BENCHMARKS / name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("train_step.py", "training step, 48x32"),
+        ("cache.py", "first pass into the cache"),
+        ("epochs_data.py", "data of a later epoch"),
+        ("prediction.py", "prediction: native photos to masks"),
+    ],
+)
+def test_a_benchmark_measures_both_ways_and_gives_their_ratio(tmp_path, script, line):
+    results = tmp_path / "results.csv"
+    done = run_benchmark(script, "--quick", "--pairs", 1, "--work-dir", tmp_path, "--results", results)
+    assert done.returncode == 0, done.stderr
+    assert line in done.stdout and "times (" in done.stdout
+    assert results.read_text().startswith("date,commit,question,setting,textbook,ours,unit,ratio")
+    table = run_benchmark("table.py", results)
+    assert table.returncode == 0 and "| question | setting |" in table.stdout and line.split(",")[0] in table.stdout
+
+
+def test_without_a_gpu_the_gpu_benchmark_says_so_and_writes_nothing(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--work-dir", tmp_path / "work", "--results", tmp_path / "results.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert (done.returncode, done.stdout) == (0, "not measured: no CUDA device\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "drawn_96x64_12").mkdir()  # a folder of photos without photos
+    done = run_benchmark("cache.py", "--quick", "--pairs", 1, "--work-dir", tmp_path)
+    assert done.returncode == 1 and "train is not a folder" in done.stderr and "Traceback" not in done.stderr
