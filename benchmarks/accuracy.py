@@ -12,7 +12,10 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 import common
+import machine
 import train
 from data import require_pairs
 
@@ -44,8 +47,8 @@ def main() -> None:
         photo_dir = arguments.work_dir / f"studio_480x320_cars{arguments.cars}"
         make_studio(photo_dir, arguments.cars, 480, 320)
         size, base_width = (240, 160), 16
-    device = train.choose_device("auto")
-    precision = str(train.choose_precision("auto", device)).removeprefix("torch.").replace("bfloat16", "bf16").replace("float16", "fp16")
+    device = machine.choose_device("auto")
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float32"}[machine.choose_precision("auto", device)]
     run = (photo_dir, size, base_width, arguments.epochs, arguments.work_dir)
     pairs = common.measure_pairs(final_dice, final_dice, (*run, "float32"), arguments.pairs, (*run, precision))
     n_photos = len(require_pairs(photo_dir / "train", photo_dir / "train_masks"))

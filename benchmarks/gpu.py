@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 
 import common
+import machine
 import textbook
-import train
 from accuracy import final_dice
 from data import CarDataset, EpochBatches, Pair, build_cache, make_loader
-from train_step import make_our_step, our_steps, random_batch, textbook_steps
+from train_step import FLOPS_PER_PIXEL, make_our_step, our_steps, random_batch, textbook_steps
 from waiting import our_share, textbook_share
 
-FLOPS_PER_PIXEL = 3 * 1.470e6  # of a training step at base width 64
 TIME_LIMIT = 540  # seconds: later parts are left out, and said to be
 
 
@@ -40,12 +39,12 @@ def textbook_epoch(pairs: list[Pair], width: int, height: int, base_width: int, 
 
 def our_epoch(pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path) -> Iterator[float]:
     """Yield images per second of an epoch, from the cache."""
-    device = train.choose_device("cuda")
+    device = machine.choose_device("cuda")
     torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, train.choose_precision("auto", device), compiled=False)
+    step = make_our_step(base_width, device, machine.choose_precision("auto", device), compiled=False)
     cache = build_cache(pairs, width, height, work_dir / "cache", quiet=True)
     batches = EpochBatches(list(range(len(pairs))), batch_size, shuffle=True)
-    loader = make_loader(CarDataset(cache), batches, train.choose_workers(None, device, 1), pin_memory=True)
+    loader = make_loader(CarDataset(cache), batches, machine.choose_workers(None, device, 1), pin_memory=True)
     [step(images, coverage) for images, coverage, _ in loader]
     yield 0.0
     epoch = 0
@@ -60,9 +59,9 @@ def our_epoch(pairs: list[Pair], width: int, height: int, base_width: int, batch
 
 def profile_steps(base_width: int, batch_size: int, width: int, height: int, compiled: bool) -> Iterator[str]:
     """Yield a table of where three steps spend their time on the GPU."""
-    device = train.choose_device("cuda")
+    device = machine.choose_device("cuda")
     torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, train.choose_precision("auto", device), compiled)
+    step = make_our_step(base_width, device, machine.choose_precision("auto", device), compiled)
     images, coverage = random_batch(batch_size, width, height)
     for _ in range(5):
         step(images, coverage)
@@ -106,7 +105,7 @@ def main() -> None:
                 setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, cuda, {'compiled' if compiled else 'eager'}"
                 speed = measure("training step", setting, "images/s", textbook_steps, our_steps, (*step_setting, "auto", compiled), step_setting)
                 if speed is not None:
-                    print(f"  {speed * FLOPS_PER_PIXEL * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s", flush=True)
+                    print(f"  {speed * FLOPS_PER_PIXEL[64] * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s", flush=True)
 
     few = common.drawn_photos(arguments.work_dir, 16, *((96, 64) if arguments.quick else (1918, 1280)))
     pairs = common.repeat_photos(few, 2 if arguments.quick else 20, arguments.work_dir / "gpu_photos")

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import common
+import machine
 import textbook
-import train
 from data import Pair
 from prediction import choose_weights, our_prediction
 from train_step import make_our_step, random_batch
@@ -23,25 +23,25 @@ from train_step import make_our_step, random_batch
 def textbook_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
     """Yield the peak in MiB of two steps."""
     yield 0.0
-    device = train.choose_device("auto")
+    device = machine.choose_device("auto")
     images, coverage = random_batch(batch_size, width, height)
     step = textbook.make_step(base_width, device.type)
     for _ in range(2):
         step(images.permute(0, 3, 1, 2).float().div(255), (coverage > 127).float().unsqueeze(1))
-    yield train.peak_memory_mib(device)
+    yield machine.peak_memory_mib(device)
 
 
 def our_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
     """Yield the peak in MiB of two steps."""
     yield 0.0
-    device = train.choose_device("auto")
+    device = machine.choose_device("auto")
     if device.type == "cpu":
-        train.keep_memory()
+        machine.keep_memory()
     images, coverage = random_batch(batch_size, width, height)
-    step = make_our_step(base_width, device, train.choose_precision("auto", device), compiled=False)
+    step = make_our_step(base_width, device, machine.choose_precision("auto", device), compiled=False)
     for _ in range(2):
         step(images, coverage)
-    yield train.peak_memory_mib(device)
+    yield machine.peak_memory_mib(device)
 
 
 def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[float]:
@@ -49,12 +49,12 @@ def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterato
     yield 0.0
     steps = our_prediction(pairs, weights, ("mask",), work_dir)
     next(steps), next(steps)
-    yield train.peak_memory_mib(torch.device("cpu"))
+    yield machine.peak_memory_mib(torch.device("cpu"))
 
 
 def main() -> None:
     arguments = common.parse_arguments(__doc__, weights=None)
-    device = train.choose_device("auto").type
+    device = machine.choose_device("auto").type
     for base_width, batch_size, width, height in [(4, 2, 48, 32)] if arguments.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]:
         measured = []
         for _ in range(arguments.pairs):  # a process has but one peak, so that each pair takes new ones

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import torch
 
 import common
+import machine
 import textbook
 import train
 from unet import UNet
 
-FLOPS_PER_PIXEL = {64: 3 * 1.470e6}  # of a training step: forward, and twice that for the gradients
+FLOPS_PER_PIXEL = {16: 3 * 0.0925e6, 64: 3 * 1.470e6}  # of a training step, by base width: forward, and twice that for the gradients
 
 
 def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,10 +49,10 @@ def our_steps(
     base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", precision: str = "auto", compiled: bool = False
 ) -> Iterator[float]:
     """Yield images per second of `n_steps` steps as in train.py."""
-    device = train.choose_device(device)
+    device = machine.choose_device(device)
     if device.type == "cpu":
-        train.keep_memory()
-    precision = train.choose_precision(precision, device)
+        machine.keep_memory()
+    precision = machine.choose_precision(precision, device)
     torch.backends.cudnn.benchmark = True
     step = make_our_step(base_width, device, precision, compiled)
     images, coverage = random_batch(batch_size, width, height)
@@ -93,7 +94,7 @@ def make_our_step(base_width: int, device: torch.device, precision: torch.dtype,
 
 def convolution_ceiling(precision: torch.dtype) -> Iterator[float]:
     """Yield TFLOP/s of one large convolution: what this machine can do in this type at the best."""
-    train.keep_memory()
+    machine.keep_memory()
     images = torch.randn(8, 256, 64, 64, dtype=precision).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(256, 256, 3, 3, dtype=precision).contiguous(memory_format=torch.channels_last)
     torch.conv2d(images, weight, padding=1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import common
+import machine
 import textbook
 import train
 from data import Pair
@@ -19,7 +20,7 @@ from data import Pair
 
 def textbook_share(pairs: list[Pair], width: int, height: int, base_width: int, work_dir: Path) -> Iterator[float]:
     """Yield the share of one epoch in which the network waits, in percent."""
-    device = train.choose_device("auto").type
+    device = machine.choose_device("auto").type
     step = textbook.make_step(base_width, device)
     loader = textbook.make_loader(pairs, width, height, batch_size=8, augment=common.version_of("albumentations") != "")
     yield 0.0
@@ -48,7 +49,7 @@ def main() -> None:
     settings = [(48, 32, 4)] if arguments.quick else [(240, 160, 16)]
     for width, height, base_width in settings:
         measured = common.measure_pairs(textbook_share, our_share, (pairs, width, height, base_width, arguments.work_dir), arguments.pairs)
-        setting = f"{width}x{height}, base width {base_width}, batch 8, {train.choose_device('auto').type}"
+        setting = f"{width}x{height}, base width {base_width}, batch 8, {machine.choose_device('auto').type}"
         common.report(arguments.results, "share of an epoch waiting for data", setting, "percent", measured, less_is_better=True)
 
 
