@@ -1,6 +1,7 @@
 """How fast is a training step on a CPU?
 
     python benchmarks/train_step.py
+    python benchmarks/train_step.py --base-width 16 --width 240       one network, one size
 
 Textbook: float32, plain layout, loss and metric read back each step. Ours: what train.py does with its settings left alone.
 Both on the same random photos, already in memory. Base width 64 takes minutes, since a textbook step at 480x320 takes half of one.
@@ -106,12 +107,21 @@ def convolution_ceiling(precision: torch.dtype) -> Iterator[float]:
         yield 4 * 2 * 9 * 256 * 256 * 8 * 64 * 64 / (time.perf_counter() - started) / 1e12
 
 
+def measure_ceiling(arguments) -> None:
+    pairs = common.measure_pairs(convolution_ceiling, convolution_ceiling, (torch.float32,), arguments.pairs, (torch.bfloat16,))
+    common.report(arguments.results, "ceiling: one convolution", "float32 against bf16, 256 channels, CPU", "TFLOP/s", pairs)
+
+
 def main() -> None:
-    arguments = common.parse_arguments(__doc__, batch_size=8)
+    arguments = common.parse_arguments(__doc__, batch_size=8, base_width=0, width=0)
     settings = [(16, 240, 160, 8), (64, 240, 160, 1), (16, 480, 320, 2), (64, 480, 320, 1)]  # base width, width, height, steps a measurement
     if arguments.quick:
         settings = [(4, 48, 32, 1)]
+    elif not arguments.base_width and not arguments.width:
+        measure_ceiling(arguments)
     for base_width, width, height, n_steps in settings:
+        if arguments.base_width not in (0, base_width) or arguments.width not in (0, width):
+            continue
         ways = (base_width, arguments.batch_size, width, height, n_steps)
         pairs = common.measure_pairs(textbook_steps, our_steps, ways, arguments.pairs)
         setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, CPU"
@@ -119,9 +129,6 @@ def main() -> None:
         if base_width in FLOPS_PER_PIXEL:
             flops = FLOPS_PER_PIXEL[base_width] * width * height
             print("  TFLOP/s: " + ", ".join(f"{name} {statistics.median(column) * flops / 1e12:.3f}" for name, column in zip(("textbook", "ours"), zip(*pairs))))
-    if not arguments.quick:
-        pairs = common.measure_pairs(convolution_ceiling, convolution_ceiling, (torch.float32,), arguments.pairs, (torch.bfloat16,))
-        common.report(arguments.results, "ceiling: one convolution", "float32 against bf16, 256 channels, CPU", "TFLOP/s", pairs)
 
 
 if __name__ == "__main__":
