@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
 from data import load_image
 
@@ -148,8 +148,3 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     outlines = cv2.findContours(mask8, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
     cv2.drawContours(picture, outlines, -1, OUTLINE_COLOUR, max(1, round(max(mask.shape) / 640)))
     return picture
-
-
-def mask_picture(mask: np.ndarray) -> Image.Image:
-    """Turn a mask (H, W), bool, into a grey picture of 0 and 255."""
-    return Image.fromarray(mask.view(np.uint8) * np.uint8(255))

@@ -103,13 +103,14 @@ def export_network(weights: Path, path: Path) -> int:
         verbose=False,
     )
     model = program.model_proto
-    onnx.helper.set_model_props(model, dict(threshold=str(segmenter.threshold), description="RGB photo (height, width, 3), uint8 -> probability (height, width)"))
+    description = "image, uint8 (height, width, 3) RGB -> probability, float32 (height, width)"
+    onnx.helper.set_model_props(model, dict(threshold=str(segmenter.threshold), description=description))
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     compare(session, module, segmenter)
     write_file(path, content)
-    print(f"{path}: {len(content) / 1e6:.1f} MB; image, uint8 (height, width, 3) RGB -> probability, float32 (height, width)")
+    print(f"{path}: {len(content) / 1e6:.1f} MB; {description}")
     return 0
 
 
@@ -137,12 +138,13 @@ def compare(session, module: PhotoToProbability, segmenter: Segmenter) -> None:
         n_same += np.count_nonzero(mask == (ours > segmenter.threshold))
         n_same_command += np.count_nonzero(mask == (segmenter(photo.numpy()) > segmenter.threshold))
         n_pixels += mask.size
+    same, same_command = n_same / n_pixels, n_same_command / n_pixels
     print(
-        f"checked on {len(CHECK_SIZES)} sizes: largest difference in probability {difference:.1e}, same mask for {n_same / n_pixels:.4%} of the "
-        f"pixels; for {n_same_command / n_pixels:.4%} the mask of predict.py in float32"
+        f"checked on {len(CHECK_SIZES)} sizes: largest difference in probability {difference:.1e}, same mask for {same:.4%} of the pixels; "
+        f"for {same_command:.4%} the mask of predict.py in float32"
     )
-    if difference >= MAX_DIFFERENCE or n_same < MIN_AGREEMENT * n_pixels:
+    if difference >= MAX_DIFFERENCE or same < MIN_AGREEMENT:
         raise RuntimeError(
-            f"the exported network must differ by less than {MAX_DIFFERENCE} from PyTorch's, got {difference:.1e} and {n_same / n_pixels:.4%} "
-            "equal pixels. The file was not written: try the versions in requirements-export.txt."
+            f"the exported network must differ by less than {MAX_DIFFERENCE} from PyTorch's, got {difference:.1e} and {same:.4%} equal "
+            "pixels. The file was not written: try the versions in requirements-export.txt."
         )

@@ -34,9 +34,9 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from cutout import clean_edge, cut_out, draw_overlay, find_transparency, mask_picture, read_background, replace_background
+from cutout import clean_edge, cut_out, draw_overlay, find_transparency, read_background, replace_background
 from data import IMAGE_SUFFIXES, PROJECT_DIR, read_image
-from extra import enlarge, run_command, write_file
+from extra import enlarge, remove_leftovers, run_command, write_file
 from segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit, to_probability
 from tables import Table, decode_runs, encode_runs
 from train import keep_memory
@@ -130,13 +130,13 @@ def map_bounded(function: Callable, items: Iterable, n_threads: int) -> Iterator
 
 # ---------------------------------------------------------------------------------------------------------- results
 
+ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
 HEADER = ["photo", "car_share", "doubt", "warning"]
 
 
 def output_paths(photo: Photo, settings: Settings) -> dict[str, Path]:
-    endings = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
     kinds = [*settings.outputs, *(["background"] if settings.background else [])]
-    return {kind: settings.output / (photo.name + endings[kind]) for kind in kinds}
+    return {kind: settings.output / (photo.name + ENDINGS[kind]) for kind in kinds}
 
 
 def is_done(photo: Photo, settings: Settings) -> bool:
@@ -152,27 +152,42 @@ def predict_photo(photo: Photo, segmenter: Segmenter, threshold: float, settings
     """Write a photo's results; return its row of the table, without the name."""
     paths = output_paths(photo, settings)
     # For the mask alone, a photo decoded at a fraction of its size is enough.
-    reduce_to = segmenter.long_side if set(paths) == {"mask"} else None
-    image, native_size = read_image(photo.path, reduce_to)
+    image, native_size = read_image(photo.path, reduce_to=segmenter.long_side if set(paths) == {"mask"} else None)
     small = segmenter.logits(image, native_size)
     logits = enlarge(small, *native_size)
+    for kind, picture in make_pictures(image, logits, threshold, paths, background):
+        write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
+    share, doubt = float((logits > to_logit(threshold)).mean()), measure_doubt(small)
+    return [f"{share:.4f}", f"{doubt:.3f}", warn(share, doubt)]
+
+
+def make_pictures(
+    image: np.ndarray, logits: np.ndarray, threshold: float, kinds: Iterable[str], background: np.ndarray | None = None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Make the pictures of a photo.
+
+    Args:
+        image: RGB photo (H, W, 3), uint8; for the mask alone any picture does.
+        logits: (H, W), float32.
+        threshold: Probability from which a pixel is car.
+        kinds: Some of the keys of ENDINGS.
+        background: RGB (h, w, 3), uint8, for the kind "background".
+
+    Yields:
+        Kind and picture.
+    """
     mask = logits > to_logit(threshold)
-    pictures = {}
-    if "mask" in paths:
-        pictures["mask"] = mask_picture(mask)
-    if "overlay" in paths:
-        pictures["overlay"] = Image.fromarray(draw_overlay(image, mask))
-    if "cutout" in paths or "background" in paths:
+    if "mask" in kinds:
+        yield "mask", Image.fromarray(mask.view(np.uint8) * np.uint8(255))
+    if "overlay" in kinds:
+        yield "overlay", Image.fromarray(draw_overlay(image, mask))
+    if "cutout" in kinds or "background" in kinds:
         alpha = find_transparency(to_probability(logits), threshold)
         image = clean_edge(image, alpha)
-    if "cutout" in paths:
-        pictures["cutout"] = Image.fromarray(cut_out(image, alpha))
-    if "background" in paths:
-        pictures["background"] = Image.fromarray(replace_background(image, alpha, background))
-    for kind, picture in pictures.items():
-        write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
-    share, doubt = float(mask.mean()), measure_doubt(small)
-    return [f"{share:.4f}", f"{doubt:.3f}", warn(share, doubt)]
+    if "cutout" in kinds:
+        yield "cutout", Image.fromarray(cut_out(image, alpha))
+    if "background" in kinds:
+        yield "background", Image.fromarray(replace_background(image, alpha, background))
 
 
 def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:
@@ -251,6 +266,8 @@ def predict(settings: Settings) -> int:
             return item[0], error
 
     todo = [item for item in by_name.items() if item[0] not in done]
+    for folder in {path.parent for _, photo in todo for path in output_paths(photo, settings).values()}:
+        remove_leftovers(folder)
     failures, warnings = {}, {}
     results = map_bounded(attempt, todo, n_threads)
     for name, result in tqdm(results, "predicting", len(todo), unit="photo", disable=rank > 0, leave=False, file=sys.stderr):

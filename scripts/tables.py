@@ -160,7 +160,8 @@ def decode_runs(text: str, height: int, width: int) -> np.ndarray:
     numbers = np.array(text.split(), np.int64)
     starts, lengths = numbers[::2] - 1, numbers[1::2]
     ends = starts[: len(lengths)] + lengths
-    if len(starts) != len(lengths) or (lengths < 1).any() or (starts < 0).any() or (ends > height * width).any() or (starts[1:] < ends[:-1]).any():
+    in_order = len(starts) == len(lengths) and (lengths > 0).all() and (starts[1:] >= ends[:-1]).all()
+    if not in_order or len(starts) and not (starts[0] >= 0 and ends[-1] <= height * width):
         raise ValueError(f"run lengths must be ascending pairs `start length` within {height * width} pixels, got {text[:40]!r}.")
     steps = np.zeros(height * width + 1, np.int8)
     np.add.at(steps, starts, 1)

@@ -335,6 +335,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weight
     result = run_predict(folder)
     assert result.returncode == 0 and f"{40 - n_whole} photos predicted" in result.stdout
     assert run_predict(folder, output=tmp_path / "whole").returncode == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     for name in files_of(tmp_path / "whole"):
         if not name.startswith("predictions"):
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
