@@ -17,7 +17,7 @@ test: .venv/test-ready
 	$(BIN)/pip install -q -r requirements.txt -r requirements-studio.txt
 	touch $@
 
-.venv/test-ready: .venv/demo-ready requirements-dev.txt
+.venv/test-ready: .venv/demo-ready requirements-dev.txt requirements-app.txt requirements-export.txt requirements-memory.txt
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@
 
