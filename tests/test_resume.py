@@ -16,6 +16,7 @@ import torch
 
 import data
 import extra
+import machine
 import train
 from conftest import PROJECT_DIR, SCRIPT_DIR
 
@@ -318,6 +319,7 @@ import resource, sys
 sys.path.insert(0, {str(SCRIPT_DIR)!r})
 from pathlib import Path
 import extra
+import machine
 path = Path({str(tmp_path / "last.pt")!r})
 extra.write_file(path, b"old" * 10)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -334,7 +336,7 @@ extra.run_command(main, [])
 
 
 def test_a_second_run_in_one_folder_is_refused_and_the_lock_dies_with_its_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(machine, "LOCK_SECONDS", 0.2)
     code = f"import filelock; lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
