@@ -29,6 +29,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import extra
+import machine
 import train
 from data import PROJECT_DIR
 from unet import UNet
@@ -144,7 +145,7 @@ def run_all(configs: list[train.Config]) -> list[str]:
         if (folder / "run.json").exists():
             print(f"{label}, finished before", flush=True)
             continue
-        with train.lock_folder(folder):
+        with machine.lock_folder(folder):
             pass
         print(label, flush=True)
         code = run_in_own_process(config)
@@ -205,7 +206,7 @@ def carry_out(config: train.Config) -> None:
             for best, last in zip(best_rows, last_rows, strict=True)
         ],
     )
-    device = train.choose_device(config.device)
+    device = machine.choose_device(config.device)
     described = extra.read_checkpoint(folder / "best.pt")["description"]["trained"]
     run = dict(
         settings=shareable(config),
@@ -224,7 +225,7 @@ def carry_out(config: train.Config) -> None:
         last_dice=float(np.mean([row["dice"] for row in last_rows])),
         score_card=json.loads((folder / "score_card.json").read_text()),
         device=described["device"],
-        precision=str(train.choose_precision(config.precision, device)).removeprefix("torch."),
+        precision=str(machine.choose_precision(config.precision, device)).removeprefix("torch."),
         torch=described["torch"],
         commit=tell_commit(),
     )
@@ -233,9 +234,9 @@ def carry_out(config: train.Config) -> None:
 
 def score_weights(path: Path, config: train.Config, cache, rows: list[int]) -> list[dict]:
     """Score a file's weights on validation photos at their own size, as train.py scores the best ones: a row a photo, by name."""
-    device = train.choose_device(config.device)
+    device = machine.choose_device(config.device)
     network = extra.load_network(path)[0].to(device, memory_format=torch.channels_last)
-    logits = train.predict_rows(network, cache, rows, config, device, train.choose_precision(config.precision, device))
+    logits = train.predict_rows(network, cache, rows, config, device, machine.choose_precision(config.precision, device))
     no_baseline = np.zeros((config.image_height, config.image_width), np.float32)
     return extra.score_images(((row, logit) for row, _, logit in logits), cache, no_baseline)
 

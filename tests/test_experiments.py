@@ -13,6 +13,7 @@ from PIL import Image
 
 import experiments
 import extra
+import machine
 import train
 from experiments import Settings
 
@@ -258,10 +259,10 @@ def test_a_folder_with_a_run_on_other_photos_is_refused(study, tmp_path):
 
 
 def test_a_folder_in_use_by_another_training_is_left_in_peace(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(machine, "LOCK_SECONDS", 0)
     settings, _ = study
     used = replace(settings, output_dir=tmp_path / "experiments")
-    with train.lock_folder(used.output_dir / "baseline"):
+    with machine.lock_folder(used.output_dir / "baseline"):
         with pytest.raises(RuntimeError, match="in use by another training"):
             experiments.main(used)
 
