@@ -103,7 +103,7 @@ def main() -> None:
             step_setting = (base_width, batch_size, width, height, n_steps, "cuda")
             for compiled in (False, True) if batch_size == batch_sizes[len(batch_sizes) // 2] else (False,):
                 setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, cuda, {'compiled' if compiled else 'eager'}"
-                speed = measure("training step", setting, "images/s", textbook_steps, our_steps, (*step_setting, "auto", compiled), step_setting)
+                speed = measure("training step", setting, "images/s", textbook_steps, our_steps, (*step_setting, 0, "auto", compiled), step_setting)
                 if speed is not None:
                     print(f"  {speed * FLOPS_PER_PIXEL[64] * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s", flush=True)
 

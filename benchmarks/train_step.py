@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --base-width 16 --width 240       one network, one size
+    python benchmarks/train_step.py --threads 1                       CPU time of one core: for a machine that is busy
 
 Textbook: float32, plain layout, loss and metric read back each step. Ours: what train.py does with its settings left alone.
 Both on the same random photos, already in memory. Base width 64 takes minutes, since a textbook step at 480x320 takes half of one.
@@ -9,7 +10,7 @@ Both on the same random photos, already in memory. Base width 64 takes minutes, 
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -31,8 +32,16 @@ def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor
     return images, coverage
 
 
-def textbook_steps(base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu") -> Iterator[float]:
-    """Yield images per second of `n_steps` textbook steps."""
+def limit_threads(threads: int) -> Callable[[], float]:
+    """Set the number of threads, 0 for as many as cores, and give the clock that fits: one thread's CPU time, or time that passes."""
+    if threads:
+        torch.set_num_threads(threads)
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def textbook_steps(base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", threads: int = 0) -> Iterator[float]:
+    """Yield images per second of `n_steps` textbook steps; of the processor's time if there is one thread alone."""
+    clock = limit_threads(threads)
     step = textbook.make_step(base_width, device)
     images, coverage = random_batch(batch_size, width, height)
     images = images.permute(0, 3, 1, 2).float().div(255).contiguous()
@@ -40,16 +49,18 @@ def textbook_steps(base_width: int, batch_size: int, width: int, height: int, n_
     step(images, masks), step(images, masks)  # memory and kernels settle
     yield 0.0
     while True:
-        started = time.perf_counter()
+        started = clock()
         for _ in range(n_steps):
             step(images, masks)
-        yield n_steps * batch_size / (time.perf_counter() - started)
+        yield n_steps * batch_size / (clock() - started)
 
 
 def our_steps(
-    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", precision: str = "auto", compiled: bool = False
+    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", threads: int = 0, precision: str = "auto",
+    compiled: bool = False,
 ) -> Iterator[float]:
-    """Yield images per second of `n_steps` steps as in train.py."""
+    """Yield images per second of `n_steps` steps as in train.py; of the processor's time if there is one thread alone."""
+    clock = limit_threads(threads)
     device = machine.choose_device(device)
     if device.type == "cpu":
         machine.keep_memory()
@@ -63,10 +74,10 @@ def our_steps(
         step(images, coverage)
     yield 0.0
     while True:
-        started = time.perf_counter()
+        started = clock()
         losses = [step(images, coverage) for _ in range(n_steps)]
         torch.stack(losses).tolist()  # read once, which waits for the device
-        yield n_steps * batch_size / (time.perf_counter() - started)
+        yield n_steps * batch_size / (clock() - started)
 
 
 def make_our_step(base_width: int, device: torch.device, precision: torch.dtype, compiled: bool):
@@ -113,7 +124,7 @@ def measure_ceiling(arguments) -> None:
 
 
 def main() -> None:
-    arguments = common.parse_arguments(__doc__, batch_size=8, base_width=0, width=0)
+    arguments = common.parse_arguments(__doc__, batch_size=8, base_width=0, width=0, threads=0)
     settings = [(16, 240, 160, 8), (64, 240, 160, 1), (16, 480, 320, 2), (64, 480, 320, 1)]  # base width, width, height, steps a measurement
     if arguments.quick:
         settings = [(4, 48, 32, 1)]
@@ -122,9 +133,9 @@ def main() -> None:
     for base_width, width, height, n_steps in settings:
         if arguments.base_width not in (0, base_width) or arguments.width not in (0, width):
             continue
-        ways = (base_width, arguments.batch_size, width, height, n_steps)
+        ways = (base_width, arguments.batch_size, width, height, n_steps, "cpu", arguments.threads)
         pairs = common.measure_pairs(textbook_steps, our_steps, ways, arguments.pairs)
-        setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, CPU"
+        setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, {'one core, CPU time' if arguments.threads == 1 else 'CPU'}"
         common.report(arguments.results, "training step", setting, "images/s", pairs)
         if base_width in FLOPS_PER_PIXEL:
             flops = FLOPS_PER_PIXEL[base_width] * width * height
