@@ -67,9 +67,10 @@ def keep_memory() -> None:
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        m_trim_threshold, m_mmap_max = -1, -4
+        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_arena_max, 1)  # the arenas of further threads are returned whatever the two settings above say
 
 
 def peak_memory_mib(device: torch.device) -> float:
