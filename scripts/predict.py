@@ -37,11 +37,11 @@ from tqdm import tqdm
 from cutout import clean_edge, cut_out, draw_overlay, find_transparency, read_background, replace_background
 from data import IMAGE_SUFFIXES, PROJECT_DIR, read_image
 from extra import enlarge, remove_leftovers, run_command, write_file
+from machine import choose_device, keep_memory
 from segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit, to_probability
 from tables import Table, decode_runs, encode_runs
-from train import keep_memory
 
-UNDECIDED_LIMIT = 0.15  # see `measure_doubt`
+DOUBT_LIMIT = 20  # see `segmenter.measure_doubt`
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def predict_photo(photo: Photo, segmenter: Segmenter, threshold: float, settings
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, doubt = float((logits > to_logit(threshold)).mean()), measure_doubt(small)
-    return [f"{share:.4f}", f"{doubt:.3f}", warn(share, doubt)]
+    return [f"{share:.4f}", f"{doubt:.1f}", warn(share, doubt)]
 
 
 def make_pictures(
@@ -216,7 +216,7 @@ def warn(share: float, doubt: float) -> str:
         return "no car found"
     if share == 1:
         return "all car, no background found"
-    return "unlike the training photos: look at the result" if doubt > UNDECIDED_LIMIT else ""
+    return "unlike the training photos: look at the result" if doubt > DOUBT_LIMIT else ""
 
 
 # ---------------------------------------------------------------------------------------------------------- command
@@ -234,9 +234,9 @@ def predict(settings: Settings) -> int:
         raise ValueError(f"threshold must be between 0 and 1, got {settings.threshold}.")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
     n_threads = max(1, n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    segmenter = Segmenter(settings.weights, settings.device, settings.tta)
-    if segmenter.device.type == "cpu":
+    if choose_device(settings.device).type == "cpu":
         keep_memory()
+    segmenter = Segmenter(settings.weights, settings.device, settings.tta)
     # One photo a thread, from file to files, keeps all cores busy better than all cores on one photo.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

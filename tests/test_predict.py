@@ -143,7 +143,7 @@ def test_mirrored_view_is_averaged(tmp_path):
 def test_doubt_is_high_only_where_the_network_is_undecided():
     assert measure_doubt(np.full((10, 10), 20, np.float32)) < 0.01
     assert measure_doubt(np.full((10, 10), -20, np.float32)) < 0.01
-    assert measure_doubt(np.zeros((10, 10), np.float32)) == pytest.approx(2)
+    assert measure_doubt(np.zeros((10, 10), np.float32)) == pytest.approx(100 / 50**0.5)
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
