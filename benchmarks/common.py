@@ -45,11 +45,15 @@ def parse_arguments(description: str, **defaults: int | None) -> argparse.Namesp
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="how often each way is measured, in turn")
-    parser.add_argument("--quick", action="store_true", help="tiny photos and networks: shows that the script runs, measures nothing worth keeping")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny photos and networks: shows that the script runs, measures nothing worth keeping"
+    )
     parser.add_argument("--work-dir", type=Path, default=PROJECT_DIR / "data/benchmarks", help="folder for photos, caches and masks")
     parser.add_argument("--results", type=Path, help="CSV file that gets the rows; by default benchmarks/results.csv, with --quick none")
     for name, default in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path if default is None else int, default=default, help=f"default {default}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=Path if default is None else int, default=default, help=f"default {default}"
+        )
     arguments = parser.parse_args()
     if arguments.pairs < 1:
         parser.error(f"pairs must be at least 1, got {arguments.pairs}")
@@ -180,7 +184,8 @@ def report(
     )
     line = f"{question}, {setting}: "
     if ratios:
-        line += f"textbook {row['textbook']}, ours {row['ours']} {unit}: {row['ratio']} times ({row['ratio_low']} to {row['ratio_high']}, {len(pairs)} pairs)"
+        spread = f"{row['ratio_low']} to {row['ratio_high']}, {len(pairs)} pairs"
+        line += f"textbook {row['textbook']}, ours {row['ours']} {unit}: {row['ratio']} times ({spread})"
     else:
         line += f"{row['ours']} {unit} (median of {len(pairs)})"
     print(line, flush=True)
@@ -200,7 +205,9 @@ def append_row(path: Path, row: dict) -> None:
 
 def describe_commit() -> str:
     """Name the commit, with a + where files that are measured differ from it."""
-    git = lambda *arguments: subprocess.run(["git", "-C", PROJECT_DIR, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    git = lambda *arguments: subprocess.run(
+        ["git", "-C", PROJECT_DIR, *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "scripts") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -241,7 +248,8 @@ def studio_photos(work_dir: Path, cars: int, quick: bool = False) -> list[Pair]:
     from studio import make_studio
 
     folder = work_dir / f"studio_1918x1280_cars{cars}"
-    make_studio(folder, cars, 1918, 1280)
+    if len(list(folder.glob("train_masks/*.gif"))) != 16 * cars:
+        make_studio(folder, cars, 1918, 1280)
     return require_pairs(folder / "train", folder / "train_masks")
 
 

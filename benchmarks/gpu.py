@@ -85,7 +85,9 @@ def main() -> None:
     batch_sizes = [4] if arguments.quick else [16, 32, 64]
     base_width = 4 if arguments.quick else arguments.base_width
 
-    def measure(question: str, setting: str, unit: str, textbook_way, our_way, ours: tuple, others: tuple, less_is_better: bool = False) -> float | None:
+    def measure(
+        question: str, setting: str, unit: str, textbook_way, our_way, ours: tuple, others: tuple, less_is_better: bool = False
+    ) -> float | None:
         """Measure and report one row; give our median, or None where memory or time ran out."""
         if time.perf_counter() - started > TIME_LIMIT:
             print(f"not measured, since {TIME_LIMIT} s have passed: {question}, {setting}")
@@ -103,7 +105,9 @@ def main() -> None:
             step_setting = (base_width, batch_size, width, height, n_steps, "cuda")
             for compiled in (False, True) if batch_size == batch_sizes[len(batch_sizes) // 2] else (False,):
                 setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, cuda, {'compiled' if compiled else 'eager'}"
-                speed = measure("training step", setting, "images/s", textbook_steps, our_steps, (*step_setting, 0, "auto", compiled), step_setting)
+                speed = measure(
+                    "training step", setting, "images/s", textbook_steps, our_steps, (*step_setting, 0, "auto", compiled), step_setting
+                )
                 if speed is not None:
                     print(f"  {speed * FLOPS_PER_PIXEL[64] * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s", flush=True)
 

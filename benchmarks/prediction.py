@@ -72,7 +72,9 @@ def main() -> None:
     pairs = common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)
     weights = choose_weights(arguments)
     network, description = extra.load_network(weights)
-    size = f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
+    size = (
+        f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
+    )
     for question, outputs in (("prediction: native photos to masks", ("mask",)), ("prediction: masks and cut-outs", ("mask", "cutout"))):
         other_way = textbook_prediction if outputs == ("mask",) else None  # the textbook makes no cut-outs
         measured = common.measure_pairs(other_way, our_prediction, (pairs, weights, outputs, arguments.work_dir), arguments.pairs)

@@ -36,7 +36,8 @@ def epoch_seconds(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[
     """Yield the seconds of the second of two epochs, validation left out."""
     config = train.Config(
         train_image_dir=pairs[0].image_path.parent, train_mask_dir=pairs[0].mask_path.parent, image_width=WIDTH, image_height=HEIGHT,
-        base_width=16, epochs=2, checkpoint_dir=work_dir / "checkpoints", prediction_dir=work_dir / "predictions", cache_dir=work_dir / "cache",
+        base_width=16, epochs=2, checkpoint_dir=work_dir / "checkpoints", prediction_dir=work_dir / "predictions",
+        cache_dir=work_dir / "cache",
     )  # fmt: skip
     yield 0.0
     while True:

@@ -1,6 +1,6 @@
 """Print the latest row of each question, setting and machine as a Markdown table, for the README.
 
-    python benchmarks/table.py
+python benchmarks/table.py
 """
 
 import csv

@@ -39,7 +39,9 @@ def limit_threads(threads: int) -> Callable[[], float]:
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def textbook_steps(base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", threads: int = 0) -> Iterator[float]:
+def textbook_steps(
+    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", threads: int = 0
+) -> Iterator[float]:
     """Yield images per second of `n_steps` textbook steps; of the processor's time if there is one thread alone."""
     clock = limit_threads(threads)
     step = textbook.make_step(base_width, device)
@@ -56,7 +58,14 @@ def textbook_steps(base_width: int, batch_size: int, width: int, height: int, n_
 
 
 def our_steps(
-    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", threads: int = 0, precision: str = "auto",
+    base_width: int,
+    batch_size: int,
+    width: int,
+    height: int,
+    n_steps: int,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: str = "auto",
     compiled: bool = False,
 ) -> Iterator[float]:
     """Yield images per second of `n_steps` steps as in train.py; of the processor's time if there is one thread alone."""
@@ -125,7 +134,12 @@ def measure_ceiling(arguments) -> None:
 
 def main() -> None:
     arguments = common.parse_arguments(__doc__, batch_size=8, base_width=0, width=0, threads=0)
-    settings = [(16, 240, 160, 8), (64, 240, 160, 1), (16, 480, 320, 2), (64, 480, 320, 1)]  # base width, width, height, steps a measurement
+    settings = [
+        (16, 240, 160, 8),
+        (64, 240, 160, 1),
+        (16, 480, 320, 2),
+        (64, 480, 320, 1),
+    ]  # base width, width, height, steps a measurement
     if arguments.quick:
         settings = [(4, 48, 32, 1)]
     elif not arguments.base_width and not arguments.width:
@@ -135,11 +149,17 @@ def main() -> None:
             continue
         ways = (base_width, arguments.batch_size, width, height, n_steps, "cpu", arguments.threads)
         pairs = common.measure_pairs(textbook_steps, our_steps, ways, arguments.pairs)
-        setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, {'one core, CPU time' if arguments.threads == 1 else 'CPU'}"
+        cores = "one core, CPU time" if arguments.threads == 1 else "CPU"
+        setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, {cores}"
         common.report(arguments.results, "training step", setting, "images/s", pairs)
         if base_width in FLOPS_PER_PIXEL:
             flops = FLOPS_PER_PIXEL[base_width] * width * height
-            print("  TFLOP/s: " + ", ".join(f"{name} {statistics.median(column) * flops / 1e12:.3f}" for name, column in zip(("textbook", "ours"), zip(*pairs))))
+            print(
+                "  TFLOP/s: "
+                + ", ".join(
+                    f"{name} {statistics.median(column) * flops / 1e12:.3f}" for name, column in zip(("textbook", "ours"), zip(*pairs))
+                )
+            )
 
 
 if __name__ == "__main__":
