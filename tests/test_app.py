@@ -248,6 +248,9 @@ def test_views_backgrounds_and_threshold_change_the_picture_without_the_network(
     page.fill("#threshold input[type=number]", "0.95")
     page.press("#threshold input[type=number]", "Tab")
     changed_picture()
+    deadline = time.monotonic() + PATIENCE / 1000
+    while share() >= before and time.monotonic() < deadline:
+        page.wait_for_timeout(50)  # picture and words reach the page one after the other
     assert share() < before
     assert network_seconds in page.inner_text("#facts")
 
