@@ -2,7 +2,7 @@
 
     python benchmarks/soak_resume.py --kills 100
 
-A third of the interruptions are `kill -9` from outside at a random time. The others strike at a chosen moment, which the
+A third of the interruptions are `kill -9` from outside, a random time after a random moment. The others strike at a chosen moment, which the
 process itself counts: within a step's bookkeeping, between two validation photos, half-way through the bytes of a file, between
 its temporary name and the renaming, between the two renamings of a checkpoint; one in five of these is SIGTERM or Ctrl-C instead.
 A run is interrupted up to five times, then goes on to its end and is compared. Prints `key: value` lines; exits with 1 if
@@ -231,10 +231,8 @@ def soak(settings: Settings, folder: Path) -> dict:
 
     reference = folder / "reference"
     reference.mkdir()
-    begun = time.perf_counter()
     if code := wait(start(config_of(reference), reference / "log.txt")):
         raise RuntimeError(f"the run that nobody interrupts failed with {code}: {(reference / 'log.txt').read_text()}")
-    seconds = time.perf_counter() - begun
     moments = MOMENTS.names()
     kinds = sorted(set(moments))
 
@@ -254,8 +252,12 @@ def soak(settings: Settings, folder: Path) -> dict:
             config = config_of(run, can_resume(config_of(run)))
             outside = n_kills % 3 == 2
             if outside:
+                # At a random time after a random moment: time alone would depend on how busy the machine is.
                 process = start(config, log)
-                time.sleep(rng.uniform(0, 1.1 * seconds))
+                moment = int(rng.integers(0, max(1, (len(moments) - done) // 2)))
+                while len(MOMENTS.names()) < moment and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    time.sleep(0.002)
+                time.sleep(rng.uniform(0, 0.03))
                 os.kill(process, signal.SIGKILL)  # a process that has ended but was not waited for takes this calmly
                 code, how = wait(process), "kill"
             else:

@@ -296,6 +296,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
             progress = Progress(**state["progress"])
             if progress.batch > len(batches):
                 raise TypeError(f"batch must be at most {len(batches)}, got {progress.batch}")
+            for group in optimizer.param_groups:  # as the last step left it: a run stopped in validation saves it again
+                group["lr"] = learning_rate_at(progress.epoch * len(batches) + progress.batch - 1, n_steps, config)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise ValueError(f"{config.checkpoint_dir / 'last.pt'} does not hold a training of this project ({reason}).") from error
