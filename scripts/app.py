@@ -38,13 +38,13 @@ MAX_FILE_MB = 40
 MAX_PHOTOS = 50  # of a visitor
 BACKGROUNDS = ["transparent", "white", "grey", "colour", "photo"]
 CSS = """
-.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto !important}
+.gradio-container, .gradio-container .main {width: 100% !important; max-width: 1240px !important; margin: 0 auto !important}
 #title h1 {font-size: 1.7rem; margin: 0.4rem 0 0} #title p {opacity: 0.75; margin: 0.2rem 0 0.4rem}
 #facts {min-height: 2.6rem; padding: 0 0.2rem} #facts p {margin: 0.1rem 0}
-#view label, #background label {padding: 0.35rem 0.6rem}
+#view label, #background label {padding: 0.35rem 0.5rem}
 #photos, #photos .grid-wrap {height: auto !important; min-height: 0 !important}
-#photos .grid-container {grid-template-columns: repeat(8, 1fr) !important}
-#photos .thumbnail-lg {aspect-ratio: 3 / 2}
+#photos .grid-container {grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important}
+#photos .thumbnail-lg {aspect-ratio: 3 / 2; min-width: 0; width: 100%}
 """
 # Should anything in the page ask for an address elsewhere, the browser refuses.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
@@ -163,7 +163,7 @@ def make_app(segmenter: Segmenter):
         gr.Markdown(f"# Cut cars out of photos\n{about}", elem_id="title")
         photos, index = gr.State([]), gr.State(0)
         with gr.Row():
-            with gr.Column(scale=1, min_width=300):
+            with gr.Column(scale=2, min_width=320):
                 upload = gr.Files(label="Photos", file_types=sorted(IMAGE_SUFFIXES), height=170, elem_id="upload")
                 view = gr.Radio(["cut-out", "mask", "overlay"], value="cut-out", label="Show", elem_id="view")
                 choice = gr.Radio(BACKGROUNDS, value="transparent", label="New background", elem_id="background")
@@ -173,15 +173,15 @@ def make_app(segmenter: Segmenter):
                     0.05, 0.95, round(segmenter.threshold, 2), step=0.01, label="Threshold", elem_id="threshold",
                     info="Probability from which a pixel is car. Lower keeps more, higher less.",
                 )  # fmt: skip
-            with gr.Column(scale=3, min_width=480):
+            with gr.Column(scale=5, min_width=480):
                 slider = gr.ImageSlider(show_label=False, interactive=False, height=500, buttons=["fullscreen"], elem_id="result")
                 facts = gr.Markdown(WELCOME, elem_id="facts")
                 with gr.Row(visible=False) as actions:
-                    one = gr.Button("Download this picture", variant="primary", elem_id="one")
-                    every = gr.Button("Download all as ZIP", elem_id="every")
+                    one = gr.Button("Download picture", variant="primary", elem_id="one")
+                    every = gr.Button("Download all (ZIP)", elem_id="every")
                     empty = gr.Button("Clear", elem_id="clear")
                 gallery = gr.Gallery(
-                    show_label=False, columns=8, allow_preview=False, fit_columns=False, visible=False, buttons=[], elem_id="photos"
+                    show_label=False, allow_preview=False, fit_columns=False, visible=False, buttons=[], elem_id="photos"
                 )
                 file = gr.DownloadButton(visible="hidden", elem_id="file")
 
