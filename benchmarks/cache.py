@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 
 import common
+import machine
 import textbook
 from data import Pair, build_cache
 
@@ -33,7 +34,8 @@ def textbook_pass(pairs: list[Pair], width: int, height: int, cache_dir: Path) -
 
 def our_pass(pairs: list[Pair], width: int, height: int, cache_dir: Path) -> Iterator[float]:
     """Yield pairs per second."""
-    cv2.setNumThreads(1)  # as in train.py
+    machine.keep_memory()  # as in train.py, this too
+    cv2.setNumThreads(1)
     yield 0.0
     while True:
         shutil.rmtree(cache_dir, ignore_errors=True)
