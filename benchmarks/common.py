@@ -31,7 +31,7 @@ from data import Pair, require_pairs  # noqa: E402
 RESULTS_PATH = PROJECT_DIR / "benchmarks/results.csv"
 COLUMNS = (
     "date", "commit", "question", "setting", "textbook", "ours", "unit", "ratio", "ratio_low", "ratio_high", "pairs", "hardware",
-    "python", "torch", "versions", "command",
+    "python", "torch", "versions", "command", "load",
 )  # fmt: skip
 PACKAGES = ("numpy", "pillow", "opencv-python-headless", "opencv-python", "albumentations")
 
@@ -180,6 +180,7 @@ def report(
         python=platform.python_version(),
         torch=version_of("torch"),
         versions=" ".join(f"{name} {version}" for name in PACKAGES if (version := version_of(name))),
+        load=f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",  # more than the cores: others were at work too
         command=" ".join(["python", *(os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:])]),
     )
     line = f"{question}, {setting}: "

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-HEADER = ("question", "setting", "textbook", "ours", "unit", "ratio", "spread", "commit")
+HEADER = ("question", "setting", "textbook", "ours", "unit", "ratio", "spread", "load", "commit")
 
 
 def latest_rows(path: Path) -> list[dict]:
@@ -27,10 +27,10 @@ def format_table(rows: list[dict]) -> str:
     for hardware in dict.fromkeys(row["hardware"] for row in rows):
         ours = [row for row in rows if row["hardware"] == hardware]
         lines += [f"{hardware}; Python {ours[-1]['python']}, PyTorch {ours[-1]['torch']}, {ours[-1]['versions']}:", ""]
-        lines += ["| " + " | ".join(HEADER) + " |", "|---|---|--:|--:|---|--:|---|---|"]
+        lines += ["| " + " | ".join(HEADER) + " |", "|---|---|--:|--:|---|--:|---|--:|---|"]
         for row in ours:
             spread = f"{row['ratio_low']} to {row['ratio_high']}, {row['pairs']} pairs" if row["ratio"] else f"median of {row['pairs']}"
-            cells = {**row, "textbook": row["textbook"] or "-", "ratio": row["ratio"] or "-", "spread": spread}
+            cells = {**row, "textbook": row["textbook"] or "-", "ratio": row["ratio"] or "-", "spread": spread, "load": row["load"] or "-"}
             lines.append("| " + " | ".join(re.sub(r"\|", "/", cells[name]) for name in HEADER) + " |")
         lines.append("")
     if not any("NVIDIA" in row["hardware"] or "cuda" in row["setting"] for row in rows):
