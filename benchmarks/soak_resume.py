@@ -63,22 +63,24 @@ class Moments:
         count = struct.unpack("<I", self.memory[:4])[0]
         return [self.memory[4 + 32 * i : 36 + 32 * i].rstrip(b"\0").decode() for i in range(count)]
 
-    def pass_one(self, name: str, strike_at: int | None, number: int) -> None:
-        count = struct.unpack("<I", self.memory[:4])[0]
+    def pass_one(self, name: str, strike: tuple[str, int] | None, number: int) -> None:
+        """Note a moment; at the one that `strike` names, as the how-manieth of its kind, send this process a signal."""
+        passed = self.names()
+        count = len(passed)
         self.memory[4 + 32 * count : 36 + 32 * count] = name.encode().ljust(32, b"\0")
         self.memory[:4] = struct.pack("<I", count + 1)
-        if count == strike_at:
+        if strike == (name, passed.count(name)):
             os.kill(os.getpid(), number)
 
 
 MOMENTS = Moments()
 
 
-def watch_moments(strike_at: int | None, number: int) -> None:
+def watch_moments(strike: tuple[str, int] | None, number: int) -> None:
     """Put a moment before or after each thing that changes the run's state or its files."""
 
     def moment(name: str) -> None:
-        MOMENTS.pass_one(name, strike_at, number)
+        MOMENTS.pass_one(name, strike, number)
 
     class Halves:
         """A file that is struck when half of its bytes are written."""
@@ -134,7 +136,7 @@ def watch_moments(strike_at: int | None, number: int) -> None:
     os.fsync, os.replace, extra.dice, train.update_average = fsync, replace, dice, update_average
 
 
-def start(config: train.Config, log: Path, strike_at: int | None = None, number: int = signal.SIGKILL) -> int:
+def start(config: train.Config, log: Path, strike: tuple[str, int] | None = None, number: int = signal.SIGKILL) -> int:
     """Fork a process that trains; give its id."""
     MOMENTS.clear()
     process = os.fork()
@@ -144,7 +146,7 @@ def start(config: train.Config, log: Path, strike_at: int | None = None, number:
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-        watch_moments(strike_at, number)
+        watch_moments(strike, number)
         train.train(config)
         code = 0
     except SystemExit as error:
@@ -263,15 +265,12 @@ def soak(settings: Settings, folder: Path) -> dict:
             else:
                 # Kinds in turn, so that rare moments are struck as often as steps are; then one of that kind, soon enough
                 # to leave something for the next interruption.
-                ahead = moments[done:]
-                coming = {kind: [i for i, name in enumerate(ahead) if name == kind] for kind in kinds}
-                while not coming[kinds[n_planned % len(kinds)]]:
+                ahead = [moments[done:].count(kind) for kind in kinds]
+                while not ahead[n_planned % len(kinds)]:
                     n_planned += 1
-                places = coming[kinds[n_planned % len(kinds)]]
-                n_planned += 1
-                strike_at = int(rng.choice(places[: max(1, len(places) // 3)]))
+                strike = kinds[n_planned % len(kinds)], int(rng.integers(-(-ahead[n_planned % len(kinds)] // 3)))
                 how = "kill" if rng.random() < 0.8 else str(rng.choice(["term", "int"]))
-                code = wait(start(config, log, strike_at, SIGNALS[how]))
+                code = wait(start(config, log, strike, SIGNALS[how]))
             passed = MOMENTS.names()
             done = min(done + len(passed), len(moments) - 1)
             if code == 0:  # it was resumed so late that the moment never came
@@ -281,7 +280,8 @@ def soak(settings: Settings, folder: Path) -> dict:
             if code != expected:
                 problems.append(f"{run.name} left with {code} instead of {expected} after {how}: {log.read_text()[-2000:]}")
             n_kills += 1
-            where = (passed[-1] if passed else "before the first moment") if outside else passed[strike_at]
+            n_planned += not outside
+            where = (passed[-1] if passed else "before the first moment") if outside else strike[0]
             label = f"{where}{', from outside' if outside else ''}"
             struck[label] = struck.get(label, 0) + 1
             exit_codes[how] = exit_codes.get(how, 0) + 1

@@ -95,6 +95,31 @@ def test_a_damaged_last_checkpoint_costs_steps_but_not_a_bit(finished, tmp_path,
     assert soak_resume.compare_runs(tmp_path / "copy", folder) == []
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_stopped_in_validation_goes_on_there(finished, tmp_path, monkeypatch, epoch):
+    import soak_resume
+
+    config, folder = finished
+    real_dice, calls = extra.dice, []
+
+    def dice(*arguments):
+        calls.append(1)
+        if len(calls) == 4 * epoch - 1:  # four validation photos
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_dice(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extra, "dice", dice)
+        patch.setattr(train, "save_epoch_picture", lambda *arguments: None)  # it calls dice too; epoch 1's is not compared below
+        with pytest.raises(SystemExit, match="143"):
+            train.train(in_folder(config, tmp_path))
+    state = extra.read_checkpoint(tmp_path / "checkpoints" / "last.pt")
+    assert (state["progress"]["epoch"], state["progress"]["batch"]) == (epoch - 1, 2)
+    train.train(in_folder(config, tmp_path, load_model=True))
+    found = soak_resume.compare_runs(tmp_path, folder)
+    assert all("the file cache/" in what or what == "the file predictions/epoch_001.png" for what in found), found
+
+
 def test_workers_and_checkpoint_times_change_no_bit(finished, tmp_path):
     import soak_resume
 
