@@ -103,6 +103,10 @@ FREE_ON_RESUME = (
 
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "images_per_second", "data_wait", "seconds")
+HISTORY_HEADING = " epoch  train loss    val loss  val dice        lr   img/s   wait  seconds"
+HISTORY_LINE = (
+    "{epoch:>6}{train_loss:>12.5f}{val_loss:>12.5f}{val_dice:>10.5f}{learning_rate:>10.2e}{images_per_second:>8.1f}{data_wait:>7.1%}{seconds:>9.1f}"
+)
 ADVICE_ON_NAN = "Lower learning_rate, or use --precision float32; --load-model goes on from the last checkpoint, which is sound."
 
 
@@ -285,32 +289,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     if config.load_model:
         if chief:
             bring_earlier_run_back(config.checkpoint_dir)
-        state = extra.load_checkpoint(config.checkpoint_dir / "last.pt")
-        try:
-            check_resumable(state, config, cache, chief)
-            network.load_state_dict(state["network"])
-            average.load_state_dict(state["weights"])
-            restore_optimizer(optimizer, state["optimizer"])
-            if state["scaler"] and scaler.is_enabled():  # a run may go on in another precision
-                scaler.load_state_dict({key: type(own)(state["scaler"][key]) for key, own in scaler.state_dict().items()})
-            progress = Progress(**state["progress"])
-            if progress.batch > len(batches):
-                raise TypeError(f"batch must be at most {len(batches)}, got {progress.batch}")
-            for group in optimizer.param_groups:  # as the last step left it: a run stopped in validation saves it again
-                group["lr"] = learning_rate_at(progress.epoch * len(batches) + progress.batch - 1, n_steps, config)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise ValueError(f"{config.checkpoint_dir / 'last.pt'} does not hold a training of this project ({reason}).") from error
-        if chief and config.mirror_dir is not None:  # the run may have been killed before the mirror got its copy
-            extra.mirror_file(config.checkpoint_dir / "last.pt", config.mirror_dir)
-        if progress.best_dice >= 0:
-            try:
-                extra.read_checkpoint(config.checkpoint_dir / "best.pt")
-            except (FileNotFoundError, ValueError) as error:
-                print(f"{error} The best weights are lost; the next validated ones take their place.", file=sys.stderr)
-                progress.best_dice = -1.0
-        if chief:
-            print(f"going on from epoch {progress.epoch + 1}, batch {progress.batch + 1}, of {config.checkpoint_dir / 'last.pt'}")
+        progress = restore_run(config, cache, network, average, optimizer, scaler, len(batches), chief)
     elif chief:
         set_earlier_run_aside(config.checkpoint_dir)
     described = dict(
@@ -408,7 +387,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
             f"cars to validate on; {sum(p.numel() for p in network.parameters()):,} parameters; {device_name(device)}, "
             f"{str(precision).removeprefix('torch.')}, {workers} workers"
         )
-        print(f"{'epoch':>6}{'train loss':>12}{'val loss':>12}{'val dice':>10}{'lr':>10}{'img/s':>8}{'wait':>7}{'seconds':>9}")
+        print(HISTORY_HEADING)
     timed_images, timed_seconds, steps_here = 0, 0.0, 0
     started = last_saved = time.perf_counter()
     stop.saves = True
@@ -488,12 +467,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         if chief:
             write_history(config.checkpoint_dir / "history.csv", progress.history)
             save_epoch_picture(average, cache, validation_rows, config, device, precision, epoch + 1)
-            row = progress.history[-1]
-            print(
-                f"{row['epoch']:>6}{row['train_loss']:>12.5f}{row['val_loss']:>12.5f}{row['val_dice']:>10.5f}{row['learning_rate']:>10.2e}"
-                f"{row['images_per_second']:>8.1f}{row['data_wait']:>7.1%}{row['seconds']:>9.1f}",
-                flush=True,
-            )
+            print(HISTORY_LINE.format(**progress.history[-1]), flush=True)
         save_last()
         last_saved = time.perf_counter()
 
@@ -505,18 +479,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         save_best()
 
     # The score, with the best weights, at the photos' own size.
-    for row in train_rows:
-        cache.check_unchanged(row)
-    state = extra.read_checkpoint(config.checkpoint_dir / "best.pt")
-    average.load_state_dict(state["weights"])
-    mean_mask = np.mean([cache.coverage[row] / np.float32(255) for row in train_rows[:: max(1, len(train_rows) // 512)]], axis=0)
-    logits = predict_rows(average, cache, validation_rows[rank::world_size], config, device, precision)
-    rows = extra.score_images(((row, logit) for row, _, logit in logits), cache, mean_mask)
-    if world_size > 1:
-        gathered = [None] * world_size
-        dist.all_gather_object(gathered, rows)
-        rows = sorted((row for part in gathered for row in part), key=lambda row: row["name"])
-    card = extra.summarise(rows)
+    average.load_state_dict(extra.read_checkpoint(config.checkpoint_dir / "best.pt")["weights"])
+    card, rows = score(average, cache, train_rows, validation_rows, config, device, precision, rank, world_size)
     described["threshold"] = card["threshold"]
     described["trained"] = {**described["trained"], "epochs": progress.epoch, "score_card": card}
     save_best()
@@ -568,6 +532,20 @@ def validate(network, cache, rows, config, device, precision, between) -> tuple[
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
+def score(network, cache, train_rows, validation_rows, config, device, precision, rank, world_size) -> tuple[dict, list[dict]]:
+    """Score on all validation photos at their own size, shared out over processes; give the card and a row for each photo."""
+    for row in train_rows:
+        cache.check_unchanged(row)
+    mean_mask = np.mean([cache.coverage[row] / np.float32(255) for row in train_rows[:: max(1, len(train_rows) // 512)]], axis=0)
+    logits = predict_rows(network, cache, validation_rows[rank::world_size], config, device, precision)
+    rows = extra.score_images(((row, logit) for row, _, logit in logits), cache, mean_mask)
+    if world_size > 1:
+        gathered = [None] * world_size
+        dist.all_gather_object(gathered, rows)
+        rows = sorted((row for part in gathered for row in part), key=lambda row: row["name"])
+    return extra.summarise(rows), rows
+
+
 def mean_over_processes(sums: list[float], device: torch.device) -> list[float]:
     """Add numbers up over all processes, in float64 where the device has it."""
     tensor = torch.tensor(sums, dtype=torch.float64, device=device)
@@ -606,6 +584,45 @@ def check_resumable(state: dict, config: Config, cache: Cache, chief: bool) -> N
     changed = [name for name in now if name not in (*FIXED_ON_RESUME, *FREE_ON_RESUME) and before.get(name) != now[name]]
     if changed and chief:
         print("settings changed since the run began: " + ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in changed))
+
+
+def restore_run(config: Config, cache: Cache, network: UNet, average: UNet, optimizer, scaler, n_batches: int, chief: bool) -> Progress:
+    """Bring the run in last.pt back into network, average, optimizer and scaler.
+
+    Returns:
+        Where it stands.
+
+    Raises:
+        FileNotFoundError, ValueError: If there is none, or it cannot be continued with these settings and photos.
+    """
+    path = config.checkpoint_dir / "last.pt"
+    state = extra.load_checkpoint(path)
+    try:
+        check_resumable(state, config, cache, chief)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["weights"])
+        restore_optimizer(optimizer, state["optimizer"])
+        if state["scaler"] and scaler.is_enabled():  # a run may go on in another precision
+            scaler.load_state_dict({key: type(own)(state["scaler"][key]) for key, own in scaler.state_dict().items()})
+        progress = Progress(**state["progress"])
+        if progress.batch > n_batches:
+            raise TypeError(f"batch must be at most {n_batches}, got {progress.batch}")
+        for group in optimizer.param_groups:  # as the last step left it: a run stopped in validation saves it again
+            group["lr"] = learning_rate_at(progress.epoch * n_batches + progress.batch - 1, config.epochs * n_batches, config)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(f"{path} does not hold a training of this project ({reason}).") from error
+    if chief and config.mirror_dir is not None:  # the run may have been killed before the mirror got its copy
+        extra.mirror_file(path, config.mirror_dir)
+    if progress.best_dice >= 0:
+        try:
+            extra.read_checkpoint(config.checkpoint_dir / "best.pt")
+        except (FileNotFoundError, ValueError) as error:
+            print(f"{error} The best weights are lost; the next validated ones take their place.", file=sys.stderr)
+            progress.best_dice = -1.0
+    if chief:
+        print(f"going on from epoch {progress.epoch + 1}, batch {progress.batch + 1}, of {path}")
+    return progress
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
