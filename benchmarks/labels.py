@@ -6,10 +6,13 @@ ours       masks area-averaged to coverage; logits enlarged to the photo's own s
 textbook   masks resized to the nearest pixel, hard; prediction cut at network size and enlarged to the nearest pixel
 
 Prints native Dice of both on the same validation cars, the paired difference with a 95 % interval (bootstrap over cars), and
-textbook labels with our enlargement, which tells the two causes apart. On 2 CPU cores 512 photos take about five minutes.
+textbook labels with our enlargement, which tells the two causes apart. A training that ended is not made again, so that the same
+command goes on where it was stopped; `--ours experiments/baseline` takes the study's baseline, if its settings are the same.
+On 2 CPU cores 512 photos take about five minutes.
 """
 
 import dataclasses
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +34,14 @@ class Settings:
 
     image_dir: Path  # photos
     mask_dir: Path  # their masks
-    limit: int = 512  # photos, whole cars
+    limit: int | None = 512  # photos, whole cars
     epochs: int = 8
     base_width: int = 16
     image_width: int = 240
     image_height: int = 160
     seed: int = 0
+    validation_share: float = 0.2  # share of the cars to score on
+    ours: Path | None = None  # checkpoint_dir of a finished training with these settings, to use as ours
     output: Path = data.PROJECT_DIR / "experiments/labels"  # checkpoints and pictures of both trainings
 
 
@@ -50,23 +55,29 @@ def read_pair_nearest(pair: data.Pair, width: int, height: int) -> tuple:
 read_pair_averaged = data.read_pair
 
 
-def train_and_predict(name: str, settings: Settings) -> tuple[data.Cache, list[tuple[int, np.ndarray]]]:
-    """Train once; give the cache and (row, logits (h, w)) of the validation photos."""
+def train_and_predict(name: str, settings: Settings, folder: Path) -> tuple[data.Cache, list[tuple[int, np.ndarray]]]:
+    """Train in `folder`, unless that is done; give the cache and (row, logits (h, w)) of the validation photos."""
     config = train.Config(
         train_image_dir=settings.image_dir,
         train_mask_dir=settings.mask_dir,
         limit=settings.limit,
-        validation_share=0.2,
+        validation_share=settings.validation_share,
         epochs=settings.epochs,
         base_width=settings.base_width,
         image_width=settings.image_width,
         image_height=settings.image_height,
         seed=settings.seed,
-        checkpoint_dir=settings.output / name,
+        checkpoint_dir=folder,
         prediction_dir=settings.output / name,
         cache_dir=settings.output / f"cache-{name}",  # the two kinds of label must not share a cache
     )
-    train.train(config)
+    if (folder / "score_card.json").exists():
+        before, now = json.loads((folder / "settings.json").read_text()), train.plain(config)
+        changed = [key for key in now if key not in train.FREE_ON_RESUME and before[key] != now[key]]
+        if changed:
+            raise ValueError(f"{folder} must hold a training with these settings, but {', '.join(changed)} differ. Name another folder.")
+    else:
+        train.train(dataclasses.replace(config, load_model=(folder / "last.pt").exists()))
     cache, _, rows = train.prepare_data(config, quiet=True)
     network, _ = extra.load_network(config.checkpoint_dir / "best.pt")
     device = train.choose_device("auto")
@@ -75,10 +86,10 @@ def train_and_predict(name: str, settings: Settings) -> tuple[data.Cache, list[t
 
 
 def compare(settings: Settings) -> None:
-    cache, ours = train_and_predict("ours", settings)
+    cache, ours = train_and_predict("ours", settings, settings.ours or settings.output / "ours")
     data.read_pair = read_pair_nearest
     try:
-        _, textbook = train_and_predict("textbook", settings)
+        _, textbook = train_and_predict("textbook", settings, settings.output / "textbook")
     finally:
         data.read_pair = read_pair_averaged
     scores = {"ours": [], "textbook": [], "textbook_labels_our_enlargement": []}
