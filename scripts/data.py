@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import cv2
 import filelock
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -174,7 +175,7 @@ def load_image(path: Path | str, reduce_to: int | None = None) -> np.ndarray:
 
     Args:
         path: A JPEG, PNG, WebP, BMP or TIFF file, whatever its name ends in. CMYK, grey, palette and 16-bit photos are
-            converted; transparent pixels become white; EXIF rotation is applied.
+            converted, a colour profile is turned into sRGB; transparent pixels become white; EXIF rotation is applied.
         reduce_to: A JPEG may be decoded at 1/2, 1/4 or 1/8, as long as both sides keep at least so many pixels.
 
     Returns:
@@ -193,6 +194,7 @@ def read_image(path: Path | str, reduce_to: int | None = None) -> tuple[np.ndarr
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a preview beside the photo: MPO
             raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
         width, height = image.size
+        profile = image.info.get("icc_profile")
         if image.format in ("JPEG", "MPO"):
             if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # taken sideways
                 width, height = height, width
@@ -208,7 +210,20 @@ def read_image(path: Path | str, reduce_to: int | None = None) -> tuple[np.ndarr
             raise ValueError(f"{path} must have 8 or 16 bits a channel, got 32. Save it as an 8-bit PNG or JPEG.")
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return np.asarray(image.convert("RGB")), (height, width)
+        return np.asarray(to_srgb(image, profile)), (height, width)
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert a photo to RGB, by its own colour profile if it has one other than sRGB: phones use Display P3."""
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            space = source.profile.xcolor_space.strip()
+            if (space == "RGB" or space == image.mode == "CMYK") and not ImageCms.getProfileDescription(source).startswith("sRGB"):
+                return ImageCms.profileToProfile(image.convert(space), source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        except (OSError, ImageCms.PyCMSError):
+            pass  # what is no profile says nothing of the colours: sRGB, as every viewer has it
+    return image.convert("RGB")
 
 
 def load_mask(path: Path | str) -> np.ndarray:

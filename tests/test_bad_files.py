@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 import data
 
@@ -116,6 +116,18 @@ def test_a_grey_photo_is_read_as_three_equal_channels(tmp_path, kind):
     path = tmp_path / "x.png"
     path.write_bytes(GREY[kind]())
     assert_scene(data.load_image(path), grey=True, tolerance=6)
+
+
+def test_a_colour_profile_becomes_srgb(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")  # a space whose red looks blue
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    for name, picture in {"plain": scene(), "alpha": scene().convert("RGBA")}.items():
+        (tmp_path / name).write_bytes(encoded(picture, "PNG", icc_profile=swapped))
+        photo = data.load_image(tmp_path / name)
+        assert np.abs(photo[..., ::-1].astype(int) - np.asarray(scene())).max() <= 3
+    (tmp_path / "srgb").write_bytes(encoded(scene(), "PNG", icc_profile=srgb))
+    assert np.array_equal(data.load_image(tmp_path / "srgb"), np.asarray(scene()))
 
 
 def test_transparent_pixels_become_white(tmp_path):
