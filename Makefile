@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 
 demo: .venv/demo-ready
-	$(BIN)/jupyter nbconvert --to html --execute --CoalesceStreamsPreprocessor.enabled=True CarvanaUNET.ipynb --output-dir predictions
+	$(BIN)/jupyter nbconvert --to html --execute --HTMLExporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor --CoalesceStreamsPreprocessor.enabled=True CarvanaUNET.ipynb --output-dir predictions
 	@echo "Look at predictions/: pictures, and the executed notebook as CarvanaUNET.html"
 
 test: .venv/test-ready

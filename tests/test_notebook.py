@@ -1,8 +1,10 @@
 """The notebook: thin, free of outputs, and run from top to bottom, twice."""
 
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -50,26 +52,39 @@ def copy(tmp_path_factory):
     return folder
 
 
-def execute(folder, changes):
+def change(folder, changes):
+    """Give the notebook of the copy other settings."""
     notebook = nbformat.read(folder / "CarvanaUNET.ipynb", as_version=4)
     for cell in notebook.cells:
         for old, new in changes.items():
             cell.source = cell.source.replace(old, new)
     source = "\n".join(cell.source for cell in notebook.cells)
     assert all(new in source for new in changes.values()), "the notebook has changed: so must the test"
+    return notebook
+
+
+def execute(folder, changes):
+    notebook = change(folder, changes)
     NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
 
 @pytest.mark.filterwarnings("default")  # Jupyter's own
-def test_the_notebook_runs_from_top_to_bottom_twice(copy):
-    for _ in range(2):
-        notebook = execute(copy, SMALL)
-        text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
-        assert "score card at the photos' own size" in text and "to mend:  0" in text
-        pictures = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs if "image/png" in o.get("data", {})]
-        assert len(pictures) >= 5
+def test_the_notebook_runs_from_top_to_bottom_twice_and_becomes_a_page(copy):
+    notebook = execute(copy, SMALL)
+    text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "score card at the photos' own size" in text and "to mend:  0" in text
+    pictures = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 5
     assert (copy / "predictions/worst.png").exists() and (copy / "checkpoints/best.pt").exists()
+
+    nbformat.write(change(copy, SMALL), copy / "small.ipynb")
+    command = next(line for line in (copy / "Makefile").read_text().splitlines() if "nbconvert" in line)  # of `make demo`
+    command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("CarvanaUNET.ipynb", "small.ipynb")
+    subprocess.run(shlex.split(command), cwd=copy, check=True, timeout=280)
+    page = (copy / "predictions/small.html").read_text()
+    assert "score card at the photos" in page and page.count("data:image/png") >= 5
+    assert "epoch 1/2:" not in page  # a progress bar that was overwritten leaves nothing behind
 
 
 @pytest.mark.filterwarnings("default")
