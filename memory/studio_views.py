@@ -58,8 +58,8 @@ def main(settings: Settings) -> None:
     sheet = []
     for start in range(0, len(views), 4):
         group = views[start : start + 4]
-        title = "     ".join(f"view {view['view']:02d}: Dice {view['dice']:.4f}" for view in group)
-        sheet.append((title, [extra.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group]))
+        titles = [f"view {view['view']:02d}: Dice {view['dice']:.4f}" for view in group]
+        sheet.append((titles, [extra.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group]))
     extra.save_picture(settings.picture_dir / "studio_views.png", extra.draw_sheet(sheet))
     extremes = []
     for label, view in (("best", max(views, key=lambda view: view["dice"])), ("worst", min(views, key=lambda view: view["dice"]))):

@@ -527,8 +527,8 @@ def draw_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.repeat(small[..., None], 3, axis=2)
 
 
-def draw_sheet(rows: list[tuple[str, list[np.ndarray]]], captions: list[str] = []) -> Image.Image:
-    """Lay rows of equally large RGB pictures out on white, each row under its title."""
+def draw_sheet(rows: list[tuple[str | list[str], list[np.ndarray]]], captions: list[str] = []) -> Image.Image:
+    """Lay rows of equally large RGB pictures out on white, each row under its title, or each picture under its own."""
     height, width = rows[0][1][0].shape[:2]
     columns = max(len(pictures) for _, pictures in rows)
     top = TITLE if captions else 0
@@ -540,7 +540,8 @@ def draw_sheet(rows: list[tuple[str, list[np.ndarray]]], captions: list[str] = [
         draw.text((MARGIN + column * (width + MARGIN), MARGIN // 2), caption, "gray", font)
     for number, (title, pictures) in enumerate(rows):
         y = top + number * (height + TITLE + MARGIN)
-        draw.text((MARGIN, y + 2), title, "black", font)
+        for column, text in enumerate([title] if isinstance(title, str) else title):
+            draw.text((MARGIN + column * (width + MARGIN), y + 2), text, "black", font)
         for column, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (MARGIN + column * (width + MARGIN), y + TITLE))
     return sheet
@@ -568,18 +569,18 @@ def draw_predictions(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Im
 
 def draw_views(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Image.Image:
     """Draw the views of one car, four a row: photo, with the true mask (left) and the predicted one under it."""
-    rows: list[tuple[str, list[np.ndarray]]] = []
+    rows = []
     for start in range(0, len(examples), 4):
-        cells, scores = [], []
+        cells, titles = [], []
         for row, logits in examples[start : start + 4]:
             mask = load_mask(cache.pairs[row].mask_path)
             prediction = enlarge(logits, *mask.shape) > 0
-            scores.append(f"view {cache.pairs[row].view:02d} Dice {dice(prediction, mask):.4f}")
+            titles.append(f"{cache.pairs[row].name}   Dice {dice(prediction, mask):.4f}")
             photo = area_fit(np.array(cache.images[row]), 320)
             width, height = photo.shape[1] // 2, photo.shape[0] // 2
             masks = np.hstack([draw_mask(mask, width, height), draw_mask(prediction, width, height)])
             cells.append(np.vstack([photo[:, : 2 * width], masks]))
-        rows.append((f"{cache.pairs[examples[0][0]].car}   " + "   ".join(scores), cells))
+        rows.append((titles, cells))
     return draw_sheet(rows)
 
 
