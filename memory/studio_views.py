@@ -15,7 +15,6 @@ import torch
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import experiments  # noqa: E402
 import extra  # noqa: E402
 from data import area_average, load_image, load_mask, require_pairs  # noqa: E402
 from studio import make_studio  # noqa: E402
@@ -50,7 +49,7 @@ def main(settings: Settings) -> None:
         photo, mask = load_image(pair.image_path), load_mask(pair.mask_path)
         prediction = predict(network, description, photo)
         views.append(dict(view=pair.view, dice=extra.dice(prediction, mask), photo=photo, mask=mask, prediction=prediction))
-    experiments.write_table(settings.table, [dict(view=view["view"], dice=view["dice"]) for view in views])
+    extra.write_table(settings.table, [dict(view=view["view"], dice=view["dice"]) for view in views])
 
     def small(photo: np.ndarray) -> np.ndarray:
         return extra.area_fit(photo, 320)

@@ -199,7 +199,7 @@ def carry_out(config: train.Config) -> None:
     # Where the last epoch was the best, both files hold the same weights.
     last_rows = best_rows if best_epoch == config.epochs else score_weights(folder / "last.pt", config, cache, validation_rows)
     number_of = {car: number for number, car in enumerate(sorted({pair.car for pair in cache.pairs}), start=1)}
-    write_table(
+    extra.write_table(
         folder / "dice.csv",
         [
             dict(car=number_of[best["car"]], view=int(best["view"]), best=best["dice"], last=last["dice"], ceiling=best["ceiling"])
@@ -280,14 +280,6 @@ def read_table(path: Path) -> list[dict]:
             {key: value if key in ("name", "car") or not value else float(value) for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
-
-
-def write_table(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    extra.write_file(path, text.getvalue().encode())
 
 
 @dataclass(frozen=True)
@@ -496,7 +488,7 @@ def show(settings: Settings) -> None:
     """Print the table of the finished runs and write results.csv and the figures."""
     runs = load_study(settings.output_dir)
     table = compare(runs)
-    write_table(settings.output_dir / "results.csv", table)
+    extra.write_table(settings.output_dir / "results.csv", table)
     print(format_table(table))
     facts = runs[0].facts
     print(

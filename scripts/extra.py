@@ -1,5 +1,6 @@
 """What surrounds training: checkpoints, metrics, the score card, pictures, and one way for commands to fail."""
 
+import csv
 import hashlib
 import io
 import json
@@ -78,6 +79,15 @@ def write_file(path: Path | str, content: bytes) -> None:
             f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Free some space, "
             "or name another folder."
         ) from error
+
+
+def write_table(path: Path | str, rows: list[dict]) -> None:
+    """Write rows as a CSV file, whole or not at all; the first row's keys are the columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
 
 
 def remove_leftovers(folder: Path) -> None:

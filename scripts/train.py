@@ -9,9 +9,7 @@ prediction_dir: pictures.
 """
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -669,21 +667,14 @@ def write_settings(config: Config) -> None:
     extra.write_file(config.checkpoint_dir / "settings.json", json.dumps(plain(config), indent=1).encode())
 
 
-def write_table(path: Path, rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    extra.write_file(path, text.getvalue().encode())
-
-
 def write_history(path: Path, history: list[dict]) -> None:
-    write_table(path, [{key: round(value, 6) if key in ("seconds", "data_wait", "images_per_second") else value for key, value in row.items()} for row in history])
+    rounded = ("seconds", "data_wait", "images_per_second")
+    extra.write_table(path, [{key: round(value, 6) if key in rounded else value for key, value in row.items()} for row in history])
 
 
 def save_scores(config: Config, card: dict, rows: list[dict]) -> None:
     extra.write_file(config.checkpoint_dir / "score_card.json", json.dumps(card, indent=1).encode())
-    write_table(config.checkpoint_dir / "scores.csv", rows)
+    extra.write_table(config.checkpoint_dir / "scores.csv", rows)
 
 
 def save_epoch_picture(network, cache, rows, config, device, precision, epoch: int) -> None:

@@ -1,9 +1,7 @@
 """From files to batches: matching, checking, splitting, caching, augmenting, downloading."""
 
-import io
 import shutil
 import sys
-import time
 import types
 import zipfile
 

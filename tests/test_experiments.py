@@ -94,9 +94,9 @@ def write_run(folder: Path, last: dict[tuple[str, int], float], n_epochs: int = 
     )  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
     photos = [dict(car=car, view=view, best=dice, last=dice, ceiling=1.0) for (car, view), dice in last.items()]
-    experiments.write_table(folder / "dice.csv", photos)
+    extra.write_table(folder / "dice.csv", photos)
     history = [dict(epoch=epoch, val_loss=1 / epoch, val_dice=1 - 0.1 / epoch) for epoch in range(1, n_epochs + 1)]
-    experiments.write_table(folder / "history.csv", history)
+    extra.write_table(folder / "history.csv", history)
 
 
 def even_dice(value: float, n_cars: int = 8) -> dict[tuple[str, int], float]:
