@@ -13,6 +13,8 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 SCRIPT_DIR = PROJECT_DIR / "scripts"
 sys.path.insert(0, str(SCRIPT_DIR))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core: more threads would wait for each other
 
 
 def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:

@@ -46,14 +46,17 @@ def small_settings(cars: Path, output_dir: Path) -> Settings:
     )  # fmt: skip
 
 
-def start_study(settings: Settings, names=("baseline", "rate_3e-3")) -> subprocess.Popen:
-    """Start a study of fewer runs in a process of its own."""
+def start_study(settings: Settings, names=("baseline", "rate_3e-3"), pause: float = 0) -> subprocess.Popen:
+    """Start a study of fewer runs in a process of its own, which pauses so many seconds in each epoch."""
     arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
     code = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(PROJECT_DIR / "scripts")!r})
-import experiments, extra
+import time
+import experiments, extra, train
+validate = train.validate
+train.validate = lambda *arguments: time.sleep({pause}) or validate(*arguments)
 experiments.GRID = {{name: experiments.GRID[name] for name in {names!r}}}
 settings = {{key: Path(value) if key.endswith("_dir") else value for key, value in {arguments!r}.items()}}
 if __name__ == "__main__":
@@ -216,7 +219,7 @@ def test_a_study_stopped_twice_goes_on_to_the_same_rows(study, tmp_path):
     stopped = replace(settings, output_dir=tmp_path / "experiments")
     history = stopped.output_dir / "baseline/history.csv"
     for epochs, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):
-        process = start_study(stopped, names=("baseline",))
+        process = start_study(stopped, names=("baseline",), pause=3)  # there is time for the signal before the last epoch ends
         wait_for(lambda: process.poll() is not None or (history.exists() and len(history.read_text().splitlines()) > epochs))
         process.send_signal(number)
         process.communicate(timeout=300)
