@@ -40,7 +40,7 @@ def final_dice(photo_dir: Path, size: tuple[int, int], base_width: int, epochs: 
 def main() -> None:
     arguments = common.parse_arguments(__doc__, cars=16, epochs=10)
     if arguments.quick:
-        photo_dir = common.studio_photos(arguments.work_dir, 1, quick=True)[0].image_path.parents[1]
+        photo_dir = common.studio_photos(arguments.work_dir, 2, quick=True)[0].image_path.parents[1]
         size, base_width, arguments.epochs = (48, 32), 4, 1
     else:
         from studio import make_studio

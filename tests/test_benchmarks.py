@@ -23,6 +23,8 @@ def run_benchmark(name: str, *arguments) -> subprocess.CompletedProcess:
         ("cache.py", "first pass into the cache"),
         ("epochs_data.py", "data of a later epoch"),
         ("prediction.py", "prediction: native photos to masks"),
+        ("waiting.py", "share of an epoch waiting for data"),
+        ("accuracy.py", "Dice at the photos' own size"),
     ],
 )
 def test_a_benchmark_measures_both_ways_and_gives_their_ratio(tmp_path, script, line):
