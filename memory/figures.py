@@ -111,8 +111,10 @@ def draw_cars(path: Path, run: Run) -> None:
 def draw_schedule(path: Path, configs: list[Config], n_photos: int) -> None:
     """Plot the learning rate over the epochs for each peak that the grid tries."""
     with new_figure(path, 7.2, 2.2) as axes:
-        peaks = {config.learning_rate: config for config in reversed(configs) if config.batch_size == configs[0].batch_size}
-        for (colour, _, dash), (peak, config) in zip(LOOKS, sorted(peaks.items(), reverse=True)):
+        peaks: dict[float, Config] = {}
+        for config in configs:  # in the grid's order, so that a rate looks as in the other figures
+            peaks.setdefault(config.learning_rate, config)
+        for (colour, _, dash), (peak, config) in zip(LOOKS, peaks.items()):
             steps_per_epoch = -(-n_photos // config.batch_size)
             steps = np.arange(0, config.epochs * steps_per_epoch)
             rates = [learning_rate_at(step, len(steps), config) for step in steps]

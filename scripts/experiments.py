@@ -466,7 +466,7 @@ def draw_curves(path: Path, runs: list[Run]) -> None:
         right.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
-        left.legend(fontsize=7)
+        left.figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7)
 
 
 def draw_differences(path: Path, table: list[dict]) -> None:
