@@ -1,6 +1,7 @@
 """What the tests share: a data set of a few drawn cars, the settings of a run of seconds, and a way to start scripts."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(SCRIPT_DIR))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core: more threads would wait for each other
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it, and so would every process that a test starts
 
 
 def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:
