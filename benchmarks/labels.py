@@ -110,7 +110,7 @@ def compare(settings: Settings) -> None:
     print(f"{'interval:':<36}{low:.5f} to {high:.5f}")
     print(f"{'photos:':<36}{len(cars)} of {len(set(cars))} cars")
     for key, value in dataclasses.asdict(settings).items():
-        if not isinstance(value, Path):
+        if key != "ours" and not isinstance(value, Path):
             print(f"{key + ':':<36}{value}")
 
 
