@@ -528,6 +528,7 @@ def make_transform():
                 scale=(0.9, 1.1),
                 translate_percent=(-0.05, 0.05),
                 rotate=(-4, 4),
+                mask_interpolation=cv2.INTER_LINEAR,  # coverage is a share, not a class: its nearest pixel may be half a pixel off
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=0.7,
             ),
