@@ -252,7 +252,9 @@ def load_mask(path: Path | str) -> np.ndarray:
             image = image.convert("L")
             indices = np.asarray(image)
             level_of = np.arange(256, dtype=np.uint8)
-        levels = np.unique(level_of[np.flatnonzero(image.histogram())])
+        low, high = (int(index) for index in cv2.minMaxLoc(indices)[:2])
+        used = [low, high] if high - low < 2 else np.flatnonzero(image.histogram())  # counting all pixels takes six times as long
+        levels = np.unique(level_of[used])
     if len(levels) > 2:
         raise ValueError(
             f"{path} must have two levels, background and car, got {len(levels)} grey levels. Cut it at one half and save "
@@ -260,7 +262,10 @@ def load_mask(path: Path | str) -> np.ndarray:
         )
     # One level alone: 0 is no car at all, any other a frame full of car.
     threshold = levels.mean() if len(levels) == 2 else 0.5
-    return cv2.LUT(indices, (level_of > threshold).view(np.uint8)).view(bool)
+    is_car = level_of > threshold
+    if high < 2 and not is_car[0] and is_car[1]:  # as in the competition's files: the indices are the mask
+        return indices.view(bool)
+    return cv2.LUT(indices, is_car.view(np.uint8)).view(bool)
 
 
 class open_picture:
@@ -314,6 +319,8 @@ class open_picture:
 def area_average(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resize (H, W) or (H, W, C) to (height, width, ...): each new pixel is the mean of the area that it covers."""
     shrinks = picture.shape[0] >= height and picture.shape[1] >= width
+    if shrinks and picture.shape[0] >= 3.5 * height:  # so much smaller, two passes are faster than one
+        picture = cv2.resize(picture, (picture.shape[1], height), interpolation=cv2.INTER_AREA)
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
