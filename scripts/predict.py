@@ -201,12 +201,21 @@ def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list
 
 
 def encode_picture(picture: Image.Image, suffix: str) -> bytes:
-    """Encode a picture as .png or .jpg. PNG's higher levels cost several times the time for a fifth of the bytes."""
-    buffer = io.BytesIO()
+    """Encode a picture as .png or .jpg.
+
+    Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a cut-out is
+    well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
+    """
     if suffix == ".png":
-        picture.save(buffer, "PNG", compress_level=1)
-    else:
-        picture.save(buffer, "JPEG", quality=92)
+        pixels = np.asarray(picture)
+        strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER_NONE
+        if picture.mode == "RGBA":
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA)
+            strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_DEFAULT, cv2.IMWRITE_PNG_FILTER_SUB
+        options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, strategy, cv2.IMWRITE_PNG_FILTER, row_filter]
+        return cv2.imencode(".png", pixels, options)[1].tobytes()
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
 
 
