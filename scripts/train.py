@@ -267,8 +267,10 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     mean, std = colour_statistics(cache.images, train_rows)
     network.colour_mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
     network.colour_std.copy_(torch.tensor(std).view(1, 3, 1, 1))
+    started_from = None
     if config.start_from is not None:
-        start = extra.load_network(config.start_from)[0]
+        start, description = extra.load_network(config.start_from)
+        started_from = description.get("trained")
         if start.settings != network.settings:
             raise ValueError(f"start_from must hold a network of these settings, got {start.settings} in {config.start_from}.")
         network.load_state_dict(start.state_dict())
@@ -296,7 +298,13 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         image_height=config.image_height,
         threshold=0.5,
         network=network.settings,
-        trained=dict(settings=shareable(config), n_train_photos=len(train_rows), torch=str(torch.__version__), device=device_name(device)),
+        trained=dict(
+            settings=shareable(config),
+            n_train_photos=len(train_rows),
+            torch=str(torch.__version__),
+            device=device_name(device),
+            started_from=started_from,  # how the weights that it began with were trained
+        ),
     )
 
     unread: list[tuple[int, int, Tensor]] = []  # batch, its images, its loss: still on the device

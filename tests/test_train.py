@@ -158,6 +158,8 @@ def test_start_from_begins_with_the_weights_of_a_file(finished, tmp_path):
     )
     first = json.loads((config.checkpoint_dir / "score_card.json").read_text())["dice"]
     assert float(train.train(again)["dice"]) == pytest.approx(first, abs=0.03)
+    described = extra.load_network(tmp_path / "c/best.safetensors")[1]["trained"]
+    assert described["started_from"]["settings"]["epochs"] == config.epochs and described["settings"]["epochs"] == 1
 
 
 def test_a_new_run_sets_the_earlier_one_aside(finished, tmp_path):
