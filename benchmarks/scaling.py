@@ -96,7 +96,8 @@ def main() -> None:
                 process.close()
         (low, first), *_, (high, last) = seconds[stage].items()
         per_photo = [(1000 * a / low, 1000 * b / high) for a, b in zip(first, last)]
-        setting = f"{stage}, {low} photos (left) against {high} (right), native, {WIDTH}x{HEIGHT}"
+        size = "at the weights' size" if stage == "prediction" else f"{WIDTH}x{HEIGHT}"
+        setting = f"{stage}, {low} photos (left) against {high} (right), native, {size}"
         common.report(arguments.results, "scaling", setting, "ms a photo", per_photo, less_is_better=True)
     draw((arguments.work_dir if arguments.quick else common.PROJECT_DIR / "benchmarks") / "scaling.png", seconds)
 
