@@ -277,7 +277,10 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     network = network.to(device, memory_format=torch.channels_last)
     average = UNet(**network.settings).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
     average.load_state_dict(network.state_dict())
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    # 0.99, not 0.999: late in training gradients are small, and one hard batch would throw the weights far before their size is known.
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     model = network
     if world_size > 1:
