@@ -1,4 +1,4 @@
-"""Print the latest row of each question, setting and machine as a Markdown table, for the README.
+"""Print the latest rows as Markdown tables, for the README: of each question those of the machine that measured it last.
 
 python benchmarks/table.py
 """
@@ -12,11 +12,14 @@ HEADER = ("question", "setting", "textbook", "ours", "unit", "ratio", "spread", 
 
 
 def latest_rows(path: Path) -> list[dict]:
-    """Keep the last row of each question, setting and machine; sizes of photo sets may differ from run to run."""
-    latest = {}
+    """Keep the last row of each setting, of the machine that measured its question last: rows of two machines do not compare."""
     with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            latest.pop(key := (row["hardware"], row["question"], row["setting"]), None)
+        rows = list(csv.DictReader(file))
+    machine = {row["question"]: row["hardware"] for row in rows}
+    latest = {}
+    for row in rows:
+        if row["hardware"] == machine[row["question"]]:
+            latest.pop(key := (row["question"], row["setting"]), None)
             latest[key] = row
     return list(latest.values())
 
