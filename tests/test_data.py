@@ -272,9 +272,15 @@ def test_augmentation_differs_by_epoch_and_photo_and_keeps_photo_and_mask_togeth
 
 def test_a_replaced_background_leaves_the_car_as_it_was():
     image, coverage = photo(), mask()
-    replaced = data.replace_background(image, coverage, np.random.default_rng(0))
-    assert np.array_equal(replaced[coverage == 255], image[coverage == 255])
-    assert np.abs(replaced[coverage == 0].astype(int) - image[coverage == 0]).mean() > 20
+    changes = []
+    for seed in range(40):
+        before = image.copy()
+        replaced = data.replace_background(image, coverage, np.random.default_rng(seed))
+        assert np.array_equal(image, before) and replaced.dtype == np.uint8
+        assert np.array_equal(replaced[coverage == 255], image[coverage == 255])
+        changes.append((replaced[coverage == 0] != image[coverage == 0]).any(axis=-1).mean())
+    # Some get a whole new wall, some keep theirs and only letters and boxes are put on it.
+    assert 8 <= sum(change > 0.9 for change in changes) <= 32 and np.mean(changes) > 0.5
 
 
 def test_colour_statistics_are_those_of_all_pixels():
