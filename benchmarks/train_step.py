@@ -94,7 +94,7 @@ def make_our_step(base_width: int, device: torch.device, precision: torch.dtype,
     torch.manual_seed(0)
     network = UNet(base_width=base_width).to(device, memory_format=torch.channels_last).train()
     average = UNet(base_width=base_width).to(device, memory_format=torch.channels_last).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     model = torch.compile(network) if compiled else network
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,13 +170,17 @@ def split_cars(cars: Sequence[str], validation_share: float, seed: int) -> set[s
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
-def load_image(path: Path | str, reduce_to: int | None = None) -> np.ndarray:
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+def load_image(path: Path | str, reduce_to: Callable[[int, int], Size] | None = None) -> np.ndarray:
     """Read a photo, upright and in colour.
 
     Args:
         path: A JPEG, PNG, WebP, BMP or TIFF file, whatever its name ends in. CMYK, grey, palette and 16-bit photos are
             converted, a colour profile is turned into sRGB; transparent pixels become white; EXIF rotation is applied.
-        reduce_to: A JPEG may be decoded at 1/2, 1/4 or 1/8, as long as both sides keep at least so many pixels.
+        reduce_to: Gives, for a photo's (height, width), the least (height, width) that it must keep: a JPEG is then decoded at
+            1/2, 1/4 or 1/8.
 
     Returns:
         RGB photo (height, width, 3), uint8.
@@ -188,7 +192,7 @@ def load_image(path: Path | str, reduce_to: int | None = None) -> np.ndarray:
     return read_image(path, reduce_to)[0]
 
 
-def read_image(path: Path | str, reduce_to: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+def read_image(path: Path | str, reduce_to: Callable[[int, int], Size] | None = None) -> tuple[np.ndarray, Size]:
     """Like `load_image`, with the photo's own (height, width) beside it, which a reduced decode would hide."""
     with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a preview beside the photo: MPO
@@ -196,10 +200,12 @@ def read_image(path: Path | str, reduce_to: int | None = None) -> tuple[np.ndarr
         width, height = image.size
         profile = image.info.get("icc_profile")
         if image.format in ("JPEG", "MPO"):
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # taken sideways
+            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            if sideways:
                 width, height = height, width
             if reduce_to is not None:
-                image.draft(None, (reduce_to, reduce_to))
+                least_height, least_width = reduce_to(height, width)
+                image.draft(None, (least_height, least_width) if sideways else (least_width, least_height))
             image = ImageOps.exif_transpose(image)
         else:
             image = ImageOps.exif_transpose(image)
@@ -334,7 +340,7 @@ def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         ValueError: If a file is broken, the two differ in size, or the mask is grey.
     """
-    image, native_size = read_image(pair.image_path, reduce_to=max(width, height))
+    image, native_size = read_image(pair.image_path, reduce_to=lambda *_: (height, width))
     mask = load_mask(pair.mask_path)
     if mask.shape != native_size:
         raise ValueError(

@@ -46,7 +46,6 @@ class Segmenter:
         self.device, self.tta = choose_device(device), tta
         self.precision = choose_precision(precision, self.device)
         self.threshold = self.description["threshold"]
-        self.long_side = max(self.description["image_width"], self.description["image_height"])
         self.divisor = 2 ** network.settings["depth"]
         self.network = fold_batch_norm(network).to(self.device, memory_format=torch.channels_last)
 

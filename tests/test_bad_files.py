@@ -151,7 +151,9 @@ def test_a_camera_held_any_way_gives_an_upright_photo(tmp_path, orientation, kin
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded(stored, kind, exif=exif, **({} if kind in ("PNG", "TIFF") else {"quality": 95})))
     assert_scene(data.load_image(path))
-    assert data.read_image(path, reduce_to=16)[1] == (48, 64)
+    reduced, native_size = data.read_image(path, reduce_to=lambda height, width: (20, 30) if (height, width) == (48, 64) else None)
+    assert native_size == (48, 64)
+    assert reduced.shape[:2] == ((24, 32) if kind == "JPEG" else (48, 64))  # half is enough: no side falls short of its own least
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
