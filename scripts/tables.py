@@ -34,7 +34,7 @@ class Table:
         Args:
             made_with: Settings that all rows must share; None goes with any value.
             keep: Tells from a row's first cell whether the row stays.
-            overwrite: Allow other settings than those of the rows that are there.
+            overwrite: Allow other settings than those of the rows that are there; none of these then stays.
 
         Returns:
             First cells of the rows that stay.
@@ -44,22 +44,23 @@ class Table:
             OSError: If the file cannot be written.
         """
         with self.locked():
-            self.check_settings(made_with, overwrite)
+            settings, fit = self.compare_settings(made_with, overwrite)
             if not self.path.exists():
                 write_file(self.path, to_line(self.header))
-                return set()
+            with open(self.path, "rb") as file:
+                first = file.readline(5000)
+            if not to_line(self.header).startswith(first):  # it may have been cut, too
+                got = first.decode("utf-8", "replace").strip()[:80]
+                raise ValueError(f"{self.path} must begin with {','.join(self.header)}, got {got!r}. Name another file.")
             self.drop_cut_row()
             partial = self.path.with_name(self.path.name + ".tmp")
             names, n_dropped = set(), 0
             # Line by line: a submission has 100,064 rows of some 20 kB.
             with open(self.path, newline="", encoding="utf-8") as rows, open(partial, "w", newline="", encoding="utf-8") as kept:
-                if (first := rows.readline()).encode() != to_line(self.header):
-                    partial.unlink()
-                    raise ValueError(f"{self.path} must begin with {','.join(self.header)}, got {first.strip()[:80]!r}. Name another file.")
-                kept.write(first)
+                kept.write(rows.readline())
                 for line in rows:
-                    name = next(csv.reader([line[:5000]]))[0]
-                    if name in names or not keep(name):
+                    name, *_ = next(csv.reader([line[:5000]])) or [""]  # an editor may leave a blank line
+                    if not (fit and name) or name in names or not keep(name):
                         n_dropped += 1
                     else:
                         names.add(name)
@@ -68,6 +69,7 @@ class Table:
                 os.replace(partial, self.path)
             else:
                 partial.unlink()
+            write_file(self.path.with_suffix(".json"), json.dumps(settings, indent=1).encode())
             return names
 
     def append(self, row: list) -> None:
@@ -103,21 +105,29 @@ class Table:
             file.truncate(0)
             file.write(to_line(self.header))
 
-    def check_settings(self, made_with: dict, overwrite: bool) -> None:
+    def compare_settings(self, made_with: dict, overwrite: bool) -> tuple[dict, bool]:
+        """Give the settings to note for the table from now on, and whether the rows that are there were made with them."""
         path = self.path.with_suffix(".json")
-        before = {}
-        if path.exists() and self.path.exists() and not overwrite:
-            try:
-                before = dict(json.loads(path.read_text("utf-8")))
-            except (ValueError, TypeError):
-                raise ValueError(f"{path} is damaged. Use --overwrite, or name another place for the results.") from None
-        for key, value in made_with.items():
-            if value is not None and before.get(key) not in (None, value):
+        settings = {key: value for key, value in made_with.items() if value is not None}
+        if not path.exists():
+            return settings, True
+        try:
+            before = dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path} is damaged. Delete it with {self.path}, or name another place for the results.") from None
+        if not before.keys() <= made_with.keys():
+            raise ValueError(f"{path} must hold the settings of {self.path}, got other things. Name another place for the results.")
+        if not self.path.exists():
+            return settings, True
+        for key, value in settings.items():
+            if before.get(key) not in (None, value):
+                if overwrite:
+                    return settings, False
                 raise ValueError(
                     f"{key} must be {before[key]}, as for the results in {self.path}, got {value}. Use --overwrite to make them anew, "
                     "or name another place for the results."
                 )
-        write_file(path, json.dumps({**before, **{key: value for key, value in made_with.items() if value is not None}}, indent=1).encode())
+        return {**before, **settings}, True
 
 
 def to_line(row: list) -> bytes:

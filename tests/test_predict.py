@@ -20,7 +20,7 @@ from PIL import Image
 import predict
 import segmenter as segmenter_module
 from conftest import SCRIPT_DIR
-from cutout import clean_edge, cover, cut_out, draw_overlay, find_transparency, read_background, replace_background
+from cutout import OUTLINE_COLOUR, clean_edge, cover, cut_out, draw_overlay, find_transparency, read_background, replace_background
 from extra import run_command
 from red_network import GREEN, RED, draw_photo, is_red, save_random_weights, save_red_weights
 from predict import Settings, find_photos
@@ -223,6 +223,7 @@ def test_overlay_shows_car_and_outline():
     overlay = draw_overlay(photo, mask)
     assert np.array_equal(overlay[~mask][0], photo[0, 0])
     assert not np.array_equal(overlay[60, 90], photo[60, 90])
+    assert tuple(overlay[30, 90]) == tuple(overlay[60, 40]) == OUTLINE_COLOUR
     assert (photo == 128).all()  # the photo itself is not drawn upon
 
 
@@ -312,7 +313,11 @@ def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
     result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")
     assert result.returncode == 1
     assert result.stderr.startswith("error: threshold must be 0.4, as for the results in ") and result.stderr.count("\n") == 1
-    assert run_predict(photos, "--outputs", "mask", "--threshold", "0.7", "--overwrite").returncode == 0
+    # Made anew with another threshold, one photo's row does not stand beside those of the old one: the others are made anew, too.
+    assert run_predict(photos / "one.jpg", "--outputs", "mask", "--threshold", "0.7", "--overwrite").returncode == 0
+    assert set(read_table(tmp_path / "out/predictions.csv")) == {"one"}
+    result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")
+    assert "2 photos predicted, 1 were there already" in result.stdout
     # More outputs and a background go with what is there.
     assert run_predict(photos, "--threshold", "0.7", "--background", "white").returncode == 0
     assert (tmp_path / "out/one_background.jpg").exists()
@@ -525,10 +530,15 @@ def test_submission_goes_on_after_a_cut_line_and_fits_the_masks(run_predict, tmp
     assert "0 photos predicted, 5 were there already" in run_predict(folder, "--submission", path).stdout
     result = run_predict(folder, "--submission", path, "--threshold", "0.7")
     assert result.returncode == 1 and "threshold must be 0.4" in result.stderr
-    path.write_text("something,else\n")
+    settings = path.with_suffix(".json").read_bytes()
+    path.write_text("something,else\n1,2")
     result = run_predict(folder, "--submission", path)
     assert result.returncode == 1 and "must begin with img,rle_mask, got 'something,else'" in result.stderr
-    assert path.read_text() == "something,else\n"
+    assert path.read_text() == "something,else\n1,2" and path.with_suffix(".json").read_bytes() == settings
+    (tmp_path / "mine.json").write_text('{"mine": 1}')
+    result = run_predict(folder, "--submission", tmp_path / "mine.csv", "--overwrite")
+    assert result.returncode == 1 and "mine.json must hold the settings of" in result.stderr
+    assert (tmp_path / "mine.json").read_text() == '{"mine": 1}' and not (tmp_path / "mine.csv").exists()
 
 
 def test_submissions_of_a_killed_process_and_a_living_one_keep_whole_rows(tmp_path):
@@ -539,6 +549,8 @@ def test_submissions_of_a_killed_process_and_a_living_one_keep_whole_rows(tmp_pa
         file.write(b"b.jpg,3 4 5")  # another process was killed here
     table.append(["c.jpg", ""])
     assert read_submission(table.path)[1:] == [["a.jpg", "1 2"], ["c.jpg", ""]]
+    with open(table.path, "ab") as file:
+        file.write(b"\n")  # an editor left a blank line
     assert table.start({}, lambda name: name != "a.jpg", False) == {"c.jpg"}
     assert read_submission(table.path)[1:] == [["c.jpg", ""]]
 
