@@ -106,10 +106,11 @@ def shareable(config: train.Config) -> dict:
 
 def check_same_run(folder: Path, before: dict, config: train.Config) -> None:
     """Raise a ValueError if the folder holds a run of other settings: it would be taken for the one that is asked for."""
+    before = {**shareable(train.Config()), **before}
     for key, value in shareable(config).items():
-        if before.get(key) != value:
+        if before[key] != value:
             raise ValueError(
-                f"{folder} must hold a run with {key} {value}, got {before.get(key)}. Delete it, or name another --output-dir."
+                f"{folder} must hold a run with {key} {value}, got {before[key]}. Delete it, or name another --output-dir."
             )
 
 
@@ -302,6 +303,7 @@ def load_run(folder: Path) -> Run:
     try:
         facts = json.loads((folder / "run.json").read_text())
         name = folder.name.removesuffix(f"_seed{facts['settings']['seed']}")
+        facts["settings"] = {**shareable(train.Config()), **facts["settings"]}  # a setting that is younger than the run was at its default
         return Run(name, facts["settings"]["seed"], facts, read_table(folder / "history.csv"), read_table(folder / "dice.csv"))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a whole run ({error}). Delete it and run it again.") from error

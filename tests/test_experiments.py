@@ -247,6 +247,13 @@ def test_a_run_that_fails_does_not_lose_the_others(study, tmp_path):
     assert experiments.load_run(broken.output_dir / "rate_3e-3").facts["best_dice"] >= 0
 
 
+def test_the_projects_own_runs_are_those_of_the_documented_command():
+    settings = experiments.Settings(base_width=16, image_width=240, image_height=160)
+    for config in experiments.list_configs(settings):
+        experiments.check_same_run(config.checkpoint_dir, experiments.load_run(config.checkpoint_dir).facts["settings"], config)
+    assert len(experiments.load_study(settings.output_dir)) == len(experiments.GRID)
+
+
 def test_a_folder_with_another_run_is_refused(study):
     settings, _ = study
     with pytest.raises(ValueError, match="must hold a run with base_width 4, got 2. Delete it, or name another --output-dir"):
