@@ -1,5 +1,6 @@
 """What surrounds training: checkpoints, metrics, the score card, pictures, and one way for commands to fail."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -195,9 +196,16 @@ def save_checkpoint(path: Path | str, state: dict, keep_previous: bool = False, 
 
 
 def mirror_file(path: Path, mirror_dir: Path | str) -> None:
-    """Copy a whole file to a second folder; when that fails, say so and go on: the first copy is safe."""
-    try:
+    """Copy a whole file to a second folder."""
+    with mirror_may_fail():
         write_file(Path(mirror_dir) / path.name, path.read_bytes())
+
+
+@contextlib.contextmanager
+def mirror_may_fail():
+    """When the mirror fails, say so and go on: the first copy is safe."""
+    try:
+        yield
     except OSError as error:
         print(f"warning: the mirror failed: {error}", file=sys.stderr)
 

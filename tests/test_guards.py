@@ -69,11 +69,12 @@ def test_weights_spoilt_after_a_sound_loss_are_not_saved(config, monkeypatch):
 def test_a_learning_rate_far_too_high_ends_in_a_sentence_or_in_numbers(config):
     config = dataclasses.replace(config, learning_rate=10.0, warmup=0.0)
     try:
-        summary = train.train(config)
+        train.train(config)
     except RuntimeError as error:
         assert "finite" in str(error) or "the loss is" in str(error)
-    else:
-        assert 0 <= float(summary["dice"]) <= 1
+    if (config.checkpoint_dir / "last.pt").exists():
+        last = last_of(config)
+        assert all(tensor.isfinite().all() for kind in ("network", "weights") for tensor in last[kind].values())
 
 
 # ------------------------------------------------------------------------------------------------------ out of memory

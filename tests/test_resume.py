@@ -382,14 +382,34 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
             pass
 
 
-def test_the_mirror_has_the_last_checkpoint_and_a_run_goes_on_from_it(finished, tmp_path):
+def test_the_mirror_has_the_last_checkpoint_and_a_run_on_a_new_machine_goes_on_from_it(finished, tmp_path, capsys):
     config, folder = finished
-    train.train(in_folder(config, tmp_path / "a", mirror_dir=tmp_path / "mirror"))
-    assert sorted(path.name for path in (tmp_path / "mirror").iterdir()) == ["best.pt", "last.pt"]
-    for name in ("best.pt", "last.pt"):
-        assert (tmp_path / "mirror" / name).read_bytes() == (tmp_path / "a" / "checkpoints" / name).read_bytes()
-    shutil.copytree(tmp_path / "mirror", tmp_path / "b" / "checkpoints")  # a new machine: only the mirror is left
-    assert train.train(in_folder(config, tmp_path / "b", load_model=True))["dice"] == train.train(in_folder(config, folder, load_model=True))["dice"]
+    mirror = tmp_path / "mirror"
+    train.train(in_folder(config, tmp_path / "a", mirror_dir=mirror))
+    assert sorted(path.name for path in mirror.iterdir()) == ["best.pt", "best.safetensors", "last.pt"]
+    for path in mirror.iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / "checkpoints" / path.name).read_bytes()
+    dice = train.train(in_folder(config, folder, load_model=True))["dice"]
+    assert train.train(in_folder(config, tmp_path / "b", load_model=True, mirror_dir=mirror))["dice"] == dice
+    assert f"the checkpoints are those of the mirror, {mirror}" in capsys.readouterr().out
+
+
+def test_a_new_run_sets_the_mirror_aside_too(finished, tmp_path):
+    config, folder = finished
+    mirror = tmp_path / "mirror"
+    shutil.copytree(folder / "checkpoints", mirror)
+    before = (mirror / "last.pt").read_bytes()
+    train.train(in_folder(config, tmp_path / "new", epochs=1, seed=5, mirror_dir=mirror))  # --load-model was forgotten
+    assert (mirror / "earlier" / "last.pt").read_bytes() == before != (mirror / "last.pt").read_bytes()
+
+
+def test_a_resumed_run_knows_what_it_started_from(finished, tmp_path):
+    config, folder = finished
+    start_from = folder / "checkpoints" / "best.safetensors"
+    train.train(in_folder(config, tmp_path, epochs=1, start_from=start_from))
+    train.train(in_folder(config, tmp_path, epochs=2, load_model=True))
+    trained = extra.load_network(tmp_path / "checkpoints" / "best.safetensors")[1]["trained"]
+    assert trained["started_from"] == extra.load_network(start_from)[1]["trained"]
 
 
 def test_a_mirror_that_fails_is_said_and_training_goes_on(finished, tmp_path, capsys):
