@@ -552,7 +552,7 @@ def make_transform():
 
 
 def replace_background(image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put the car before another wall: its own, or coloured noise from plain to foliage, and letters and boxes on either.
+    """Put letters and boxes behind the car, on its own wall or on coloured noise, from plain to foliage.
 
     Args:
         image: Photo (height, width, 3), uint8.
