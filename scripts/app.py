@@ -5,14 +5,16 @@
 
 In a notebook:
 
-    from app import make_app
+    from app import Segmenter, make_app
     make_app(Segmenter()).launch()
 
-The page loads nothing from the internet and reports to nobody. What a visitor uploads is deleted when the page is closed.
+The page loads nothing from the internet and reports to nobody. What a visitor uploads is deleted when the page is closed,
+an upload that was not finished then when the last visitor leaves.
 """
 
 import atexit
 import functools
+import itertools
 import os
 import shutil
 import signal
@@ -84,16 +86,33 @@ def make_app(segmenter: Segmenter):
         raise RuntimeError(f"{error.name} must be installed for the web page. Run `pip install -r requirements-app.txt`.") from None
 
     visitors = Visitors(root)
+
+    def for_visitor(handler):
+        """Delete what comes of a handler's work when the visitor left meanwhile: it cannot be stopped half-way."""
+
+        @functools.wraps(handler)
+        def handle(*args):
+            [visitor] = (arg.session_hash for arg in args if isinstance(arg, gr.Request))
+            try:
+                return handler(*args)
+            finally:
+                if visitor in visitors.gone:
+                    visitors.leave(visitor)
+                    raise gr.Error("The page was closed.", print_exception=False)
+
+        return handle
+
     size = f"{segmenter.description['image_width']}x{segmenter.description['image_height']}"
     machine = f"{segmenter.device.type}, {str(segmenter.precision).removeprefix('torch.')}"
 
+    @for_visitor
     def render(photos, index, view, threshold, choice, colour, own, request: gr.Request):
         """Show a photo anew: the network does not run."""
         if not photos:
             return None, WELCOME
         started = time.perf_counter()
         shown = photos[min(index, len(photos) - 1)]
-        before, after, size, share = draw_view(shown, view, read_choice(choice, colour, own), threshold)
+        before, after, size, share = draw_view(shown, view, read_choice(choice, colour, own, request), threshold)
         folder = visitors.folder(request.session_hash, passing=True)
         paths = folder / "before.jpg", folder / "after.jpg"
         for path, picture in zip(paths, (before, after)):
@@ -104,17 +123,21 @@ def make_app(segmenter: Segmenter):
         warning = warn(share, measure_doubt(shown.logits))
         return tuple(map(str, paths)), facts + (f"\n\n⚠️ {warning}" if warning else "")
 
-    def read_choice(choice, colour, own):
+    def read_choice(choice, colour, own, request):
+        visitors.remember(request.session_hash, [own] if own else [])
         try:
             return choose_background(choice, colour, own)
-        except (OSError, ValueError) as error:
-            raise gr.Error(str(error).replace(str(own), Path(own).name if own else ""), title="This background cannot be used") from None
+        except ValueError as error:
+            raise gr.Error(escape(str(error)), title="This background cannot be used", print_exception=False) from None
 
+    @for_visitor
     def receive(files, photos, request: gr.Request, progress=gr.Progress()):
         """Run the network on newly uploaded photos."""
-        photos = list(photos)
-        for path in progress.tqdm([Path(file) for file in files or []], desc="finding cars"):
-            visitors.remember(request.session_hash, path)
+        photos, files = list(photos), files or []
+        visitors.remember(request.session_hash, files)
+        for path in progress.tqdm([Path(file) for file in files], desc="finding cars"):
+            if request.session_hash in visitors.gone:
+                break
             if len(photos) == MAX_PHOTOS:
                 gr.Warning(f"Only the first {MAX_PHOTOS} photos were taken. Clear them, or use scripts/predict.py for a folder.")
                 break
@@ -139,20 +162,23 @@ def make_app(segmenter: Segmenter):
     def kinds_of(view, background) -> list[str]:
         return ["cutout" if background is None else "background"] if view == "cut-out" else [view]
 
+    @for_visitor
     def download_one(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        shown, background = photos[min(index, len(photos) - 1)], read_choice(choice, colour, own)
+        shown, background = photos[min(index, len(photos) - 1)], read_choice(choice, colour, own, request)
         folder = visitors.folder(request.session_hash, passing=True)
         [path] = write_files(shown, folder, shown.name, threshold, kinds_of(view, background), background)
         return str(path)
 
+    @for_visitor
     def download_all(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        background = read_choice(choice, colour, own)
+        background = read_choice(choice, colour, own, request)
         kinds = ["mask", "cutout", "overlay"] + (["background"] if background is not None else [])
-        folder, seen = visitors.folder(request.session_hash, passing=True), {}
+        folder, used = visitors.folder(request.session_hash, passing=True), set()
         with zipfile.ZipFile(folder / "cars.zip", "w") as archive:  # PNG and JPEG are packed already
             for shown in photos:
-                count = seen[shown.name] = seen.get(shown.name, 0) + 1
-                name = shown.name if count == 1 else f"{shown.name} ({count})"
+                names = (shown.name if count == 1 else f"{shown.name} ({count})" for count in itertools.count(1))
+                name = next(name for name in names if name.casefold() not in used)
+                used.add(name.casefold())
                 for path in write_files(shown, folder, name, threshold, kinds, background):
                     archive.write(path, path.name)
                     path.unlink()
@@ -205,9 +231,13 @@ def make_app(segmenter: Segmenter):
         one.click(download_one, look, file, api_visibility="private").success(None, js=press)
         every.click(download_all, look, file, api_visibility="private").success(None, js=press)
 
+        def arrive(request: gr.Request):
+            visitors.arrive(request.session_hash)
+
         def leave(request: gr.Request):
             visitors.leave(request.session_hash)
 
+        page.load(arrive, **private)
         page.unload(leave)
 
     plain = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

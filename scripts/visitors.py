@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -36,41 +37,50 @@ class Visitors:
 
     def __init__(self, root: Path):
         self.root, self.folders, self.uploads, self.passing = root, {}, {}, {}
+        self.present, self.gone = set(), set()
+        self.lock = threading.Lock()
+
+    def arrive(self, visitor: str) -> None:
+        self.present.add(visitor)
 
     def folder(self, visitor: str, passing: bool = False) -> Path:
         """Give a new folder within the visitor's own; of the passing ones only the last N_PASSING stay."""
-        home = self.folders.setdefault(visitor, self.root / secrets.token_urlsafe(16))
-        folder = home / secrets.token_urlsafe(8)
-        folder.mkdir(parents=True)
-        if passing:
-            recent = self.passing.setdefault(visitor, deque())
-            recent.append(folder)
-            if len(recent) > N_PASSING:
-                shutil.rmtree(recent.popleft(), ignore_errors=True)
-        return folder
+        with self.lock:
+            home = self.folders.setdefault(visitor, self.root / secrets.token_urlsafe(16))
+            folder = home / secrets.token_urlsafe(8)
+            folder.mkdir(parents=True)
+            if passing:
+                recent = self.passing.setdefault(visitor, deque())
+                recent.append(folder)
+                if len(recent) > N_PASSING:
+                    shutil.rmtree(recent.popleft(), ignore_errors=True)
+            return folder
 
-    def remember(self, visitor: str, upload: Path) -> None:
-        self.uploads.setdefault(visitor, set()).add(upload)
+    def remember(self, visitor: str, uploads: list[str]) -> None:
+        with self.lock:
+            self.uploads.setdefault(visitor, set()).update(map(Path, uploads))
 
     def leave(self, visitor: str) -> None:
-        """Delete all that a visitor uploaded or was given."""
-        shutil.rmtree(self.folders.pop(visitor, self.root / "none"), ignore_errors=True)
-        self.passing.pop(visitor, None)
-        gone = self.uploads.pop(visitor, set())
-        for upload in gone.difference(*self.uploads.values()):  # equal photos of two visitors are one file
-            upload.unlink(missing_ok=True)
-        if not self.folders and not self.uploads:
-            for path in self.root.iterdir():  # what Gradio left
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Delete all that a visitor uploaded or was given; once more when work ends that was still done for them."""
+        with self.lock:
+            self.present.discard(visitor)
+            self.gone.add(visitor)
+            shutil.rmtree(self.folders.pop(visitor, self.root / "none"), ignore_errors=True)
+            self.passing.pop(visitor, None)
+            uploads = self.uploads.pop(visitor, set())
+            for upload in uploads.difference(*self.uploads.values()):  # equal photos of two visitors are one file
+                upload.unlink(missing_ok=True)
+            if not self.present:
+                for path in self.root.iterdir():  # what Gradio left
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def segment_upload(path: Path, segmenter: Segmenter) -> Shown:
-    """Read an uploaded file and find the car.
+def load_upload(path: Path) -> np.ndarray:
+    """Read an uploaded photo, RGB (h, w, 3), uint8.
 
     Raises:
         ValueError: If it is no photo or too large; the message holds no path of this machine.
     """
-    started = time.perf_counter()
     try:
         with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as picture:
             n_pixels = picture.width * picture.height
@@ -78,9 +88,19 @@ def segment_upload(path: Path, segmenter: Segmenter) -> Shown:
             raise ValueError(
                 f"{path} must have at most {MAX_MEGAPIXELS} million pixels, got {n_pixels / 1e6:.0f} million. Save it smaller."
             )
-        logits = segmenter.logits(load_image(path))
+        return load_image(path)
     except (OSError, ValueError) as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
+
+
+def segment_upload(path: Path, segmenter: Segmenter) -> Shown:
+    """Read an uploaded file and find the car.
+
+    Raises:
+        ValueError: As `load_upload` does.
+    """
+    started = time.perf_counter()
+    logits = segmenter.logits(load_upload(path))
     return Shown(path.stem, path, logits, time.perf_counter() - started)
 
 
@@ -89,7 +109,7 @@ def choose_background(choice: str, colour: str, photo: str | None) -> np.ndarray
     if choice == "transparent" or choice == "photo" and photo is None:
         return None
     if choice == "photo":
-        return load_image(photo)
+        return load_upload(Path(photo))
     return read_background({"white": "white", "grey": "#d9d9d9", "colour": to_hex(colour)}[choice])
 
 

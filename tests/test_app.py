@@ -1,6 +1,7 @@
 """The web page, as its visitors find it: in a real browser, driven against the real server."""
 
 import builtins
+import contextlib
 import http.client
 import json
 import os
@@ -24,7 +25,7 @@ from extra import enlarge
 from predict import make_pictures
 from red_network import draw_photo, is_red, need, save_red_weights
 from segmenter import Segmenter
-from visitors import Visitors, draw_view, segment_upload, to_hex
+from visitors import Visitors, choose_background, draw_view, segment_upload, to_hex
 
 need("gradio", requirements="requirements-app.txt")
 need("playwright", requirements="requirements-dev.txt")
@@ -81,6 +82,15 @@ class Server:
 
     def files(self) -> list[Path]:
         return [path for path in self.temporary.rglob("*") if path.is_file()]
+
+    def filled_files(self) -> set[Path]:
+        """Leave out the empty file that Gradio makes for each upload and forgets."""
+        files = set()
+        for path in self.files():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size:
+                    files.add(path)
+        return files
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Send a request as it stands, with no client that tidies the path up."""
@@ -311,17 +321,50 @@ def test_two_visitors_at_once_see_their_own_photos(visit, tmp_path):
     assert load(download(second, "#one", tmp_path / "2")).shape == (100, 150, 4)
 
 
-def test_nothing_is_kept_after_the_visit(visit, server, tmp_path):
-    page = visit()
+def wait_until(true, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert true()
+
+
+def test_nothing_is_kept_after_the_visit_though_another_visitor_stays(visit, server, tmp_path):
+    other, page = visit(), visit()
+    upload(other, save_photo(tmp_path, "stays.png", 60, 90))
+    expect_facts(other, "stays")
+    before = server.filled_files()
     upload(page, save_photo(tmp_path, "secret.png", 90, 60))
     expect_facts(page, "secret")
+    page.locator("#background").get_by_text("photo", exact=True).click()
+    page.locator("#own input[type=file]").set_input_files(save_photo(tmp_path, "secret wall.png", 80, 80))
+    page.wait_for_timeout(2000)
     download(page, "#every", tmp_path)
-    assert any("secret" in path.name for path in server.files())
+    assert sum("secret" in path.name for path in server.files()) >= 2
     page.context.close()
-    deadline = time.monotonic() + 60
-    while server.files() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert server.files() == []
+    wait_until(lambda: server.filled_files() <= before)
+    other.context.close()
+    wait_until(lambda: server.files() == [])
+
+
+def test_nothing_is_kept_of_a_page_that_is_closed_while_its_photos_are_worked_on(visit, server, tmp_path):
+    other, page = visit(), visit()
+    upload(page, *(save_photo(tmp_path, f"secret {number}.png", 1200 + number, 800) for number in range(30)))
+    wait_until(lambda: len([path for path in server.files() if "secret" in path.name]) == 30)
+    page.context.close()
+    wait_until(lambda: not server.filled_files())
+    time.sleep(2)  # work that was begun for the visitor may still end
+    assert not server.filled_files()
+    assert "Traceback" not in (server.folder / "stderr.txt").read_text()
+    other.context.close()
+
+
+def test_two_photos_of_one_name_both_come_in_the_zip(visit, tmp_path):
+    page = visit()
+    upload(page, *(save_photo(tmp_path, name, 90, 60) for name in ("car.jpg", "car.png", "car (2).jpg", "CAR.png")))
+    expect_facts(page, "90 × 60 pixels")
+    with zipfile.ZipFile(download(page, "#every", tmp_path)) as archive:
+        masks = [name for name in archive.namelist() if name.endswith("_mask.png")]
+    assert len({name.casefold() for name in masks}) == 4
 
 
 def test_nothing_is_asked_of_other_machines(visit, server, tmp_path):
@@ -429,7 +472,8 @@ def test_visitors_share_no_folder_and_leave_nothing(tmp_path):
     upload = tmp_path / "upload.png"
     upload.touch()
     for name in ("../../etc", "b"):
-        visitors.remember(name, upload)
+        visitors.arrive(name)
+        visitors.remember(name, [upload])
         folder = visitors.folder(name)
         assert folder.is_relative_to(tmp_path) and ".." not in str(folder)
         (folder / "result.png").touch()
@@ -441,3 +485,9 @@ def test_visitors_share_no_folder_and_leave_nothing(tmp_path):
     assert kept.exists() and [folder.exists() for folder in passing] == [False] * 8 + [True] * 12
     visitors.leave("b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_background_photo_has_the_same_limits_as_a_photo(tmp_path):
+    Image.new("1", (9000, 6000)).save(tmp_path / "wall.png")
+    with pytest.raises(ValueError, match=r"^wall\.png must have at most 50 million pixels, got 54 million"):
+        choose_background("photo", "", str(tmp_path / "wall.png"))
