@@ -1,4 +1,4 @@
-"""Each benchmark runs on tiny data and prints its line. What it measures is nobody's to assert: machines differ."""
+"""Each benchmark of speed or memory runs on tiny data and prints its line. What it measures is nobody's to assert: machines differ."""
 
 import os
 import subprocess
@@ -24,6 +24,7 @@ def run_benchmark(name: str, *arguments) -> subprocess.CompletedProcess:
         ("epochs_data.py", "data of a later epoch"),
         ("prediction.py", "prediction: native photos to masks"),
         ("waiting.py", "share of an epoch waiting for data"),
+        ("memory.py", "peak memory of training"),
         ("accuracy.py", "Dice at the photos' own size"),
     ],
 )
