@@ -157,7 +157,7 @@ def predict_photo(photo: Photo, segmenter: Segmenter, threshold: float, settings
     logits = enlarge(small, *native_size)
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
-    share, doubt = float((logits > to_logit(threshold)).mean()), measure_doubt(small)
+    share, doubt = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_doubt(small)
     return [f"{share:.4f}", f"{doubt:.1f}", warn(share, doubt)]
 
 
