@@ -5,7 +5,8 @@
 Training steps at 240x160 and 480x320, base width 64 (textbook: fp16 with autocast, plain layout; ours: bf16 where the GPU has
 it, channels last, eager and compiled); whole epochs with the textbook's Pillow loader of 2 workers against ours from the cache;
 the share of an epoch that waits for data; a profile; the Dice of bf16 and fp16 against float32. Rows go to
-benchmarks/results.csv, the profiles to benchmarks/gpu_profile_eager.txt and gpu_profile_compiled.txt. Without a GPU it says so and writes nothing.
+benchmarks/results.csv, the profiles to benchmarks/gpu_profile_eager.txt and gpu_profile_compiled.txt. Without a GPU it says so and
+writes nothing.
 """
 
 import sys

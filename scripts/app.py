@@ -8,8 +8,8 @@ In a notebook:
     from app import Segmenter, make_app
     make_app(Segmenter()).launch()
 
-The page loads nothing from the internet and reports to nobody. What a visitor uploads is deleted when the page is closed,
-an upload that was not finished then when the last visitor leaves.
+The page loads nothing from the internet and reports to nobody. What a visitor uploads is deleted when the page is closed;
+an upload that was still on its way then, when nobody has the page open any more.
 """
 
 import atexit

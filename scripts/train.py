@@ -62,7 +62,7 @@ class Config:
     warmup: float = 0.05  # share of all steps in which the learning rate rises to its peak; it ends at zero
     ema_decay: float = 0.998  # moving average of the weights, which is what gets validated and saved; 0 turns it off
     augment: bool = True  # flip, move and recolour the training photos
-    background: float = 0.1  # share of the training photos that get another wall, so that it works elsewhere too
+    background: float = 0.1  # share of the training photos that get letters behind the car, half of these another wall, so that it works elsewhere too
     seed: int = 0  # weights, split, order and augmentation follow from it
     load_model: bool = False  # go on from the last checkpoint in checkpoint_dir
     start_from: Path | None = None  # begin with the weights of this file (.safetensors or .pt) instead of random ones
