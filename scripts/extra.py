@@ -191,12 +191,13 @@ def save_checkpoint(path: Path | str, state: dict, keep_previous: bool = False, 
         os.replace(path, previous_path(path))
     os.replace(staged, path)
     sync_folder(path.parent)
-    if mirror_dir is not None:
-        mirror_file(path, mirror_dir)
+    mirror_file(path, mirror_dir)
 
 
-def mirror_file(path: Path, mirror_dir: Path | str) -> None:
-    """Copy a whole file to a second folder."""
+def mirror_file(path: Path, mirror_dir: Path | str | None) -> None:
+    """Copy a whole file to a second folder, if there is one."""
+    if mirror_dir is None:
+        return
     with mirror_may_fail():
         write_file(Path(mirror_dir) / path.name, path.read_bytes())
 

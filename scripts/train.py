@@ -62,7 +62,7 @@ class Config:
     warmup: float = 0.05  # share of all steps in which the learning rate rises to its peak; it ends at zero
     ema_decay: float = 0.998  # moving average of the weights, which is what gets validated and saved; 0 turns it off
     augment: bool = True  # flip, move and recolour the training photos
-    background: float = 0.1  # share of the training photos that get letters behind the car, half of these another wall, so that it works elsewhere too
+    background: float = 0.1  # share of the training photos that get letters, and half of them another wall, behind the car
     seed: int = 0  # weights, split, order and augmentation follow from it
     load_model: bool = False  # go on from the last checkpoint in checkpoint_dir
     start_from: Path | None = None  # begin with the weights of this file (.safetensors or .pt) instead of random ones
@@ -503,8 +503,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     if chief:
         print(extra.format_score_card(card))
         extra.save_weights(config.checkpoint_dir / "best.safetensors", average, described)
-        if config.mirror_dir is not None:
-            extra.mirror_file(config.checkpoint_dir / "best.safetensors", config.mirror_dir)
+        extra.mirror_file(config.checkpoint_dir / "best.safetensors", config.mirror_dir)
         save_scores(config, card, rows)
         extra.save_curves(config.prediction_dir / "curves.png", progress.history)
         save_final_pictures(average, cache, validation_rows, rows, config, device, precision)
@@ -634,7 +633,7 @@ def restore_run(
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{path} does not hold a training of this project ({reason}).") from error
-    if chief and config.mirror_dir is not None:  # the run may have been killed before the mirror got its copy
+    if chief:  # the run may have been killed before the mirror got its copy
         extra.mirror_file(path, config.mirror_dir)
     if progress.best_dice >= 0:
         try:
