@@ -3,7 +3,7 @@
     python benchmarks/prediction.py
 
 Textbook: one at a time, whole decode with Pillow, float32, PNG as Pillow saves it. Ours: predict.py, from reading its weights to
-the last file on disk. Both with the same weights, all cores, and photos that the system holds in memory.
+the last file on disk, as it is and with --fast. Both with the same weights, all cores, and photos that the system holds in memory.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def random_weights(path: Path) -> Path:
     return path
 
 
-def textbook_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path) -> Iterator[float]:
+def textbook_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
     """Yield photos per second."""
     network, description = extra.load_network(weights)
     output_dir = work_dir / "masks_textbook"
@@ -44,12 +44,12 @@ def textbook_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ..
         yield len(pairs) / (time.perf_counter() - started)
 
 
-def our_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path) -> Iterator[float]:
+def our_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
     """Yield photos per second."""
     import predict
 
     output_dir = work_dir / "masks_ours"
-    settings = predict.Settings(photos=(pairs[0].image_path.parent,), output=output_dir, outputs=outputs, weights=weights)
+    settings = predict.Settings(photos=(pairs[0].image_path.parent,), output=output_dir, outputs=outputs, weights=weights, fast=fast)
     yield 0.0
     while True:
         shutil.rmtree(output_dir, ignore_errors=True)
@@ -75,9 +75,13 @@ def main() -> None:
     size = (
         f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
     )
-    for question, outputs in (("prediction: native photos to masks", ("mask",)), ("prediction: masks and cut-outs", ("mask", "cutout"))):
+    for question, outputs, fast in (
+        ("prediction: native photos to masks", ("mask",), False),
+        ("prediction --fast: native photos to masks", ("mask",), True),
+        ("prediction: masks and cut-outs", ("mask", "cutout"), False),
+    ):
         other_way = textbook_prediction if outputs == ("mask",) else None  # the textbook makes no cut-outs
-        measured = common.measure_pairs(other_way, our_prediction, (pairs, weights, outputs, arguments.work_dir), arguments.pairs)
+        measured = common.measure_pairs(other_way, our_prediction, (pairs, weights, outputs, arguments.work_dir, fast), arguments.pairs)
         common.report(arguments.results, question, f"{len(pairs)} photos, network at {size}", "photos/s", measured)
 
 

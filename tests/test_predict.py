@@ -22,7 +22,7 @@ import segmenter as segmenter_module
 from conftest import SCRIPT_DIR
 from cutout import OUTLINE_COLOUR, clean_edge, cover, cut_out, draw_overlay, find_transparency, read_background, replace_background
 from extra import run_command
-from red_network import GREEN, RED, draw_photo, is_red, save_random_weights, save_red_weights
+from red_network import GREEN, RED, draw_photo, is_red, make_red_network, save_random_weights, save_red_weights, save_weights_for
 from predict import Settings, find_photos
 from segmenter import Segmenter, measure_doubt, to_logit
 from tables import Table, decode_runs, encode_runs
@@ -138,6 +138,50 @@ def test_mirrored_view_is_averaged(tmp_path):
     mirrored = plain.logits(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
     assert np.abs(mirrored - plain.logits(image)).max() > 1e-3  # or this test would see nothing
     np.testing.assert_allclose(both.logits(image), (plain.logits(image) + mirrored) / 2, atol=1e-4)
+
+
+@pytest.fixture()
+def fast_segmenter(tmp_path, monkeypatch):
+    """A segmenter that looks twice, for photos of 480x320, with a list of the sizes that it looked at."""
+    segmenter = Segmenter(save_weights_for(tmp_path / "red.safetensors", make_red_network(), 480, 320, 0.4), "cpu", fast=True)
+    look, segmenter.looks = segmenter.look, []
+    monkeypatch.setattr(segmenter, "look", lambda small: segmenter.looks.append(small.shape[:2]) or look(small))
+    return segmenter
+
+
+def look_once(segmenter: Segmenter, photo: np.ndarray) -> np.ndarray:
+    segmenter.fast = False
+    return segmenter(photo) > segmenter.threshold
+
+
+def test_fast_finds_the_car_then_looks_at_its_box_alone(fast_segmenter):
+    photo = draw_photo(960, 640)
+    mask = fast_segmenter(photo) > fast_segmenter.threshold
+    assert fast_segmenter.looks == [(107, 160), (256, 352)]
+    assert np.array_equal(mask, look_once(fast_segmenter, photo))
+
+
+def test_fast_looks_at_the_whole_photo_if_it_finds_no_car(fast_segmenter):
+    assert not (fast_segmenter(np.full((640, 960, 3), GREEN, np.uint8)) > fast_segmenter.threshold).any()
+    assert fast_segmenter.looks == [(107, 160), (320, 480)]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_fast_looks_at_the_whole_photo_if_the_box_cuts_through_the_car(fast_segmenter, turns):
+    photo = draw_photo(960, 640)
+    photo[:320, 480:482] = RED  # an aerial, too thin for the first look
+    photo = np.ascontiguousarray(np.rot90(photo, turns))
+    mask = fast_segmenter(photo) > fast_segmenter.threshold
+    assert len(fast_segmenter.looks) == 3 and max(fast_segmenter.looks[-1]) == 480
+    assert np.rot90(mask, -turns)[10, 480]
+    assert np.array_equal(mask, look_once(fast_segmenter, photo))
+
+
+def test_fast_keeps_a_car_that_leaves_the_photo(fast_segmenter):
+    photo = np.ascontiguousarray(draw_photo(960, 640)[200:, 300:])
+    mask = fast_segmenter(photo) > fast_segmenter.threshold
+    assert len(fast_segmenter.looks) == 2
+    assert np.array_equal(mask, look_once(fast_segmenter, photo))
 
 
 def test_doubt_is_high_only_where_the_network_is_undecided():
@@ -321,6 +365,13 @@ def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
     # More outputs and a background go with what is there.
     assert run_predict(photos, "--threshold", "0.7", "--background", "white").returncode == 0
     assert (tmp_path / "out/one_background.jpg").exists()
+
+
+def test_results_of_one_look_and_of_two_are_not_mixed(run_predict, photos, tmp_path):
+    assert run_predict(photos, "--outputs", "mask", "--fast").returncode == 0
+    assert (load(tmp_path / "out/one_mask.png") > 0)[60, 90] and not load(tmp_path / "out/one_mask.png")[0, 0]
+    result = run_predict(photos, "--outputs", "mask")
+    assert result.returncode == 1 and result.stderr.startswith("error: fast must be True, as for the results in ")
 
 
 def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weights, tmp_path):
