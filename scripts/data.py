@@ -32,7 +32,7 @@ MASK_SUFFIXES = {".gif", ".png"}
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what the bytes are decides, not the file's name
 COMPETITION = "carvana-image-masking-challenge"
 N_COMPETITION_PAIRS = 5088
-CACHE_VERSION = 1  # part of each cache's key: raise it when cached pixels change meaning
+CACHE_VERSION = 2  # part of each cache's key: raise it when cached pixels change meaning
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -326,8 +326,13 @@ class open_picture:
 def area_average(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resize (H, W) or (H, W, C) to (height, width, ...): each new pixel is the mean of the area that it covers."""
     shrinks = picture.shape[0] >= height and picture.shape[1] >= width
-    if shrinks and picture.shape[0] >= 3.5 * height:  # so much smaller, two passes are faster than one
-        picture = cv2.resize(picture, (picture.shape[1], height), interpolation=cv2.INTER_AREA)
+    n_rows = picture.shape[0] // height
+    if shrinks and picture.shape[0] == n_rows * height and picture.shape[1] % width and n_rows <= 2**16 // 2**8:
+        # As in the competition's photos, 1918x1280, a new pixel is whole rows high: adding these up first takes half of the time.
+        whole = picture.dtype == np.uint8
+        rows = np.add.reduce(picture.reshape(height, n_rows, *picture.shape[1:]), axis=1, dtype=np.uint16 if whole else picture.dtype)
+        mean = cv2.resize(rows, (width, height), interpolation=cv2.INTER_AREA)
+        return cv2.convertScaleAbs(mean, alpha=1 / n_rows) if whole else mean / n_rows
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 

@@ -162,6 +162,23 @@ def pairs(tiny_set):
     return data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("shape", [(64, 95), (64, 96), (60, 95), (64, 95, 3), (300 * 16, 25), (16, 24)])
+def test_an_area_average_is_the_mean_over_each_pixels_area(shape, kind):
+    picture = np.random.default_rng(0).integers(0, 256, shape).astype(kind)
+
+    def shares(n_from: int, n_to: int) -> np.ndarray:
+        """How much of each new pixel each old one covers, (n_to, n_from)."""
+        new, old = np.arange(n_to)[:, None] * n_from / n_to, np.arange(n_from)
+        return np.clip(np.minimum(new + n_from / n_to, old + 1) - np.maximum(new, old), 0, None) * n_to / n_from
+
+    expected = np.einsum("yh,hw...,xw->yx...", shares(shape[0], 16), picture.astype(np.float64), shares(shape[1], 24))
+    average = data.area_average(picture, 24, 16)
+    assert average.dtype == kind
+    # Whole levels are rounded, where the rows are averaged first a quarter of a level early.
+    np.testing.assert_allclose(average, expected, atol=0.76 if kind is np.uint8 else 1e-3)
+
+
 def test_the_cache_holds_what_the_files_hold_and_is_built_once(pairs, tmp_path):
     cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
     image, coverage, native_size, _ = data.read_pair(pairs[5], 48, 32)
