@@ -19,9 +19,9 @@ def latest_rows(path: Path) -> list[dict]:
     latest = {}
     for row in rows:
         if row["hardware"] == machine[row["question"]]:
-            latest.pop(key := (row["question"], row["setting"]), None)
-            latest[key] = row
-    return list(latest.values())
+            latest[row["question"], row["setting"]] = row
+    kinds = [re.split("[:,]| --", question)[0] for question, _ in latest]  # rows of one kind stand together
+    return [row for _, row in sorted(zip(kinds, latest.values()), key=lambda pair: kinds.index(pair[0]))]
 
 
 def format_table(rows: list[dict]) -> str:
