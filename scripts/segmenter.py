@@ -121,7 +121,7 @@ class Segmenter:
         """Find the car in a third of the size, then look at its box alone; outside the box the first look stands.
 
         If the first look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
-        looked at. On 104 photos of validation cars neither happened; mean Dice was the same within 0.00001, the mask in 99.99 % of the
+        looked at. A second car, far away and too small for the first look, stays unseen. On 104 photos of validation cars neither happened; mean Dice was the same within 0.00001, the mask in 99.99 % of the
         pixels, and the network took 0.74 of the time.
 
         Args:
