@@ -120,7 +120,7 @@ class Segmenter:
     def look_twice(self, small: np.ndarray) -> np.ndarray:
         """Find the car in a third of the size, then look at its box alone; outside the box the first look stands.
 
-        If the first look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
+        If either look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
         looked at. A second car, far away and too small for the first look, stays unseen. On 104 photos of validation cars neither happened; mean Dice was the same within 0.00001, the mask in 99.99 % of the
         pixels, and the network took 0.74 of the time.
 
@@ -144,7 +144,7 @@ class Segmenter:
             box[:, 0] if left > 0 else None,
             box[:, -1] if right < width else None,
         ]
-        if any(side is not None and side.max() > 0 for side in inner_sides):
+        if box.max() <= 0 or any(side is not None and side.max() > 0 for side in inner_sides):
             return self.look(small)
         logits[top:bottom, left:right] = box
         return logits

@@ -166,6 +166,24 @@ def test_fast_looks_at_the_whole_photo_if_it_finds_no_car(fast_segmenter):
     assert fast_segmenter.looks == [(107, 160), (320, 480)]
 
 
+def test_fast_looks_at_the_whole_photo_if_what_it_found_is_no_car(fast_segmenter, monkeypatch):
+    """The first look takes a sign on the wall for the car, which it misses."""
+    photo = draw_photo(960, 640)
+    look = fast_segmenter.look
+
+    def take_the_corner_for_car(small):
+        logits = look(small)
+        if len(fast_segmenter.looks) == 1:
+            logits[:] = -9
+            logits[:5, :5] = 9
+        return logits
+
+    monkeypatch.setattr(fast_segmenter, "look", take_the_corner_for_car)
+    mask = fast_segmenter(photo) > fast_segmenter.threshold
+    assert [fast_segmenter.looks[0], fast_segmenter.looks[-1]] == [(107, 160), (320, 480)]
+    assert np.array_equal(mask, look_once(fast_segmenter, photo)) and mask.any()
+
+
 @pytest.mark.parametrize("turns", range(4))
 def test_fast_looks_at_the_whole_photo_if_the_box_cuts_through_the_car(fast_segmenter, turns):
     photo = draw_photo(960, 640)
