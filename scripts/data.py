@@ -506,7 +506,7 @@ class CarDataset(Dataset):
         cache: The cached pairs.
         seed: The run's seed.
         augment: Flip, move, recolour; off for validation.
-        background: Share of the samples whose background is replaced; the mask is exact, so this costs nothing.
+        background: Share of the samples that get letters and boxes behind the car, half of them another wall, too.
     """
 
     def __init__(self, cache: Cache, seed: int = 0, augment: bool = False, background: float = 0.0):
@@ -645,19 +645,22 @@ def make_loader(dataset: CarDataset, batches: EpochBatches, workers: int, pin_me
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=limit_threads,
+        worker_init_fn=start_worker,
     )
 
 
-def limit_threads(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Give each worker process one thread: they share the machine with each other and with the network."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but is for the first one to answer
+    # Ctrl-C, `timeout` and torchrun signal the whole group of processes, but it is for the trainer to answer, which needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
 def colour_statistics(images: np.ndarray, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Measure mean and standard deviation of each channel, (3,) each in [0, 1], on up to 256 photos spread evenly."""
+    """Measure mean and standard deviation of each channel, (3,) each in [0, 1], on some 256 to 511 photos spread evenly."""
     rows = sorted(rows)[:: max(1, len(rows) // 256)]
     sums = np.zeros((2, 3))
     for row in rows:
