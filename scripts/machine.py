@@ -45,10 +45,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def choose_compile(name: str, device: torch.device, n_steps: int) -> bool:
+def choose_compile(name: str, device: torch.device, n_steps: int, world_size: int) -> bool:
     """Compile where it pays: compiling takes about as long as a few hundred steps, and gains nothing on a CPU."""
     if name == "auto":
-        return device.type == "cuda" and n_steps >= 2000 and torch.utils._triton.has_triton()
+        from torch.utils._triton import has_triton
+
+        return device.type == "cuda" and world_size == 1 and n_steps >= 2000 and has_triton()
     return name == "on"
 
 

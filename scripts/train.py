@@ -10,10 +10,11 @@ prediction_dir: pictures.
 
 import contextlib
 import dataclasses
+import datetime
+import itertools
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -224,7 +225,8 @@ def train(config: Config) -> dict:
     if device.type == "cpu":
         keep_memory()
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while the first one builds the cache, which may take longer than the ten minutes that are the default.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if chief:
@@ -286,7 +288,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     if world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(network) if device.type == "cuda" else network
         model = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    if choose_compile(config.compile, device, n_steps):
+    if choose_compile(config.compile, device, n_steps, world_size):
         model = torch.compile(model)
 
     progress = Progress()
@@ -382,8 +384,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 if not is_out_of_memory(error):
                     raise
                 if progress.micro_batches >= len(images) or world_size > 1:
+                    n_at_once = math.ceil(len(images) / progress.micro_batches)
                     raise RuntimeError(
-                        f"memory ran out with {len(images)} photos of {config.image_width}x{config.image_height} at a time. "
+                        f"memory ran out with {n_at_once} photos of {config.image_width}x{config.image_height} at a time. "
                         "Lower batch_size, image_width and image_height, or base_width."
                     ) from error
             # Outside the except, where the failed attempt's tensors are no longer held.
@@ -447,11 +450,11 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 if clock - last_saved > 60 * config.checkpoint_minutes and progress.batch < len(batches):
                     save_last()
                     last_saved = time.perf_counter()
-                leave_if_asked(progress.batch)
+                leave_if_asked(steps_here)
         train_loss = read_losses()
         check_weights()
         if world_size > 1:
-            train_loss = mean_over_processes([train_loss, 1.0], device)[0] / world_size
+            train_loss = sum_over_processes([train_loss], device)[0] / world_size
         if not config.ema_decay:
             average.load_state_dict(network.state_dict())
         if world_size > 1:  # batch norm statistics are each process's own: all take the first one's
@@ -486,6 +489,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
             print(HISTORY_LINE.format(**progress.history[-1]), flush=True)
         save_last()
         last_saved = time.perf_counter()
+        leave_if_asked(0)
 
     # From here on all that matters is saved, and --load-model would begin with the score.
     stop.saves = False
@@ -495,6 +499,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         save_best()
 
     # The score, with the best weights, at the photos' own size.
+    if world_size > 1:
+        dist.barrier()  # until the first process has saved them
     average.load_state_dict(extra.read_checkpoint(config.checkpoint_dir / "best.pt")["weights"])
     card, rows = score(average, cache, train_rows, validation_rows, config, device, precision, rank, world_size)
     described["threshold"] = card["threshold"]
@@ -545,7 +551,7 @@ def validate(network, cache, rows, config, device, precision, between) -> tuple[
         sums = [sums[0] + loss.item(), sums[1] + extra.dice(logits > 0, coverage > 127), sums[2] + 1]
         between()
     if dist.is_initialized():
-        sums = mean_over_processes(sums, device)
+        sums = sum_over_processes(sums, device)
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
@@ -563,9 +569,9 @@ def score(network, cache, train_rows, validation_rows, config, device, precision
     return extra.summarise(rows), rows
 
 
-def mean_over_processes(sums: list[float], device: torch.device) -> list[float]:
-    """Add numbers up over all processes, in float64 where the device has it."""
-    tensor = torch.tensor(sums, dtype=torch.float64, device=device)
+def sum_over_processes(numbers: list[float], device: torch.device) -> list[float]:
+    """Add each number up over all processes, in float64."""
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return tensor.tolist()
 
@@ -659,7 +665,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 
 def set_earlier_run_aside(folder: Path) -> None:
-    """Move what an earlier run left into `earlier/`, so that a run begun by mistake does not overwrite it.
+    """Move what an earlier run left into `earlier/`, or `earlier-2/` and so on, so that a run begun by mistake costs nothing.
 
     Until all files are moved they are in `earlier.partial/`, where a process killed midway leaves them: a new run
     finishes the move, --load-model undoes it.
@@ -667,14 +673,15 @@ def set_earlier_run_aside(folder: Path) -> None:
     names = ("last.pt", "last.previous.pt", "best.pt", "best.safetensors", "history.csv", "settings.json", "score_card.json", "scores.csv")
     found = [folder / name for name in names if (folder / name).exists()]
     partial = folder / "earlier.partial"
-    # Without a checkpoint it is a run that hardly began: not worth giving up what is in `earlier/`.
+    # Without a checkpoint it is a run that hardly began: not worth a folder.
     if any(path.suffix == ".pt" for path in found) or partial.is_dir():
         partial.mkdir(exist_ok=True)
         for path in found:
             path.replace(partial / path.name)
-        shutil.rmtree(folder / "earlier", ignore_errors=True)
-        partial.rename(folder / "earlier")
-        print(f"the earlier run in {folder} is now in {folder / 'earlier'}; --load-model would have gone on with it")
+        names = ("earlier" if number == 1 else f"earlier-{number}" for number in itertools.count(1))
+        free = next(folder / name for name in names if not (folder / name).exists())
+        partial.rename(free)
+        print(f"the earlier run in {folder} is now in {free}, which you may delete; --load-model would have gone on with it")
 
 
 def bring_earlier_run_back(folder: Path) -> None:

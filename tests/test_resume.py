@@ -167,7 +167,15 @@ def test_a_run_that_hardly_began_does_not_replace_the_earlier_one(finished, tmp_
     train.set_earlier_run_aside(tmp_path / "c")
     (tmp_path / "c" / "settings.json").write_text("{}")  # all that a run killed in its first step leaves
     train.set_earlier_run_aside(tmp_path / "c")
-    assert (tmp_path / "c" / "earlier" / "last.pt").exists()
+    assert (tmp_path / "c" / "earlier" / "last.pt").exists() and not (tmp_path / "c" / "earlier-2").exists()
+
+
+def test_no_earlier_run_is_deleted_for_another(finished, tmp_path):
+    for number in range(1, 4):
+        (tmp_path / "last.pt").write_text(f"run {number}")
+        train.set_earlier_run_aside(tmp_path)
+    found = {path.parent.name: path.read_text() for path in tmp_path.glob("*/last.pt")}
+    assert found == {"earlier": "run 1", "earlier-2": "run 2", "earlier-3": "run 3"}
 
 
 def test_settings_that_may_change_take_effect_and_are_said(finished, tmp_path, capsys):
@@ -238,25 +246,40 @@ Image.init = init
 """
 
 
-def test_ctrl_c_saves_after_the_step_and_a_second_one_leaves_at_once(tiny_args, tmp_path):
-    # Two data workers: Ctrl-C reaches them too, and they must not take the run down before it has saved.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_step_and_a_second_one_leaves_at_once(tiny_args, tmp_path, number):
+    # Two data workers: Ctrl-C and `timeout` signal the whole group, and the workers must not take the run down before it has saved.
     args = [*tiny_args, "--workers", "2"]
     script = Script(args, before=SLOW_STEPS, start_new_session=True)
     script.wait_for("stepping")
-    os.killpg(script.process.pid, signal.SIGINT)
-    assert script.end() == 130, script.output
-    assert "stopped by SIGINT; go on with --load-model" in script.output and "Traceback" not in script.output
+    os.killpg(script.process.pid, number)
+    assert script.end() == 128 + number, script.output
+    assert f"stopped by {number.name}; go on with --load-model" in script.output and "Traceback" not in script.output
     assert extra.read_checkpoint(tmp_path / "checkpoints" / "last.pt")["progress"]["batch"] == 1
 
     script = Script([*args, "--load-model"], before=SLOW_STEPS.replace("sleep(1)", "sleep(60)"), start_new_session=True)
     script.wait_for("stepping")
     begun = time.perf_counter()
-    os.killpg(script.process.pid, signal.SIGINT)
+    os.killpg(script.process.pid, number)
     time.sleep(0.5)
-    script.process.send_signal(signal.SIGINT)
-    assert script.end() in (-signal.SIGINT, 130)
+    script.process.send_signal(number)
+    assert script.end() in (-number, 128 + number)
     assert time.perf_counter() - begun < 30
     assert extra.read_checkpoint(tmp_path / "checkpoints" / "last.pt")["progress"]["batch"] == 1
+
+
+def test_several_processes_save_and_leave_though_an_epoch_is_short(tiny_args, tmp_path):
+    """torchrun passes the signal on and kills after 30 seconds; here an epoch is three steps of a second."""
+    (tmp_path / "train.py").write_text(SLOW_STEPS + RUN_TRAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen([*command, *tiny_args, "--epochs", "50"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    while "stepping" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert "stopped by SIGTERM; go on with --load-model" in output, output
+    assert extra.read_checkpoint(tmp_path / "checkpoints" / "last.pt")["progress"]["epoch"] == 1
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

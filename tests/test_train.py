@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -239,12 +240,37 @@ def test_two_processes_train_one_network_and_score_each_photo_once(tiny_args, ti
     assert len(rows) == len({row["name"] for row in rows}) == 4
 
 
-def two_processes(rank, folder, settings):
-    """What each of two processes does: train, and keep the weights and the rows that it saw."""
+def become_one_of_two(rank, port):
     import os
 
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=settings.pop("port"))
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
+
+
+def free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def save_slowly(rank, port, settings):
+    """What each of two processes does: train, where the one that saves takes its time."""
+    become_one_of_two(rank, port)
+    save_checkpoint = extra.save_checkpoint
+    extra.save_checkpoint = lambda *args, **keywords: (time.sleep(1), save_checkpoint(*args, **keywords))
+    train.train(Config(**settings))
+
+
+def test_two_processes_score_the_same_weights_however_long_saving_takes(tiny_settings):
+    torch.multiprocessing.spawn(save_slowly, (free_port(), {**tiny_settings, "epochs": 1}), nprocs=2)
+    assert len((tiny_settings["checkpoint_dir"] / "scores.csv").read_text().splitlines()) == 5
+
+
+def two_processes(rank, folder, port, settings):
+    """What each of two processes does: train, and keep the weights and the rows that it saw."""
+    become_one_of_two(rank, port)
     seen, weights = [], {}
     original = train.CarDataset.__getitem__
 
@@ -266,12 +292,7 @@ def two_processes(rank, folder, settings):
 
 
 def test_two_processes_see_what_one_sees_and_end_with_equal_weights(tiny_settings, tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    torch.multiprocessing.spawn(two_processes, (str(tmp_path), {**tiny_settings, "port": port}), nprocs=2)
+    torch.multiprocessing.spawn(two_processes, (str(tmp_path), free_port(), tiny_settings), nprocs=2)
     (seen_0, weights_0), (seen_1, weights_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert sorted(seen_0 + seen_1) == [(epoch, row) for epoch in range(2) for row in sorted({row for _, row in seen_0 + seen_1})]
     assert len(seen_0 + seen_1) == 2 * 8 and not set(seen_0) & set(seen_1)
