@@ -742,8 +742,8 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
                 raise RuntimeError(f"Kaggle wants the competition's rules accepted first: open {rules}, click, try again.") from error
             if status == 401 or "401" in str(error) or "credential" in str(error).lower():
                 raise RuntimeError(
-                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, save it as "
-                    "~/.kaggle/kaggle.json, and try again."
+                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the environment variable "
+                    "KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
                 ) from error
             raise RuntimeError(f"{archive} could not be downloaded ({error}). Try again: it goes on where it stopped.") from error
         extract(archive_path, Path(output))

@@ -63,8 +63,11 @@ def change(folder, changes):
     return notebook
 
 
-def execute(folder, changes):
+def execute(folder, changes, last=""):
+    """Execute the notebook of the copy, up to the cell that holds `last`."""
     notebook = change(folder, changes)
+    end = next((place for place, cell in enumerate(notebook.cells) if last and last in cell.source), len(notebook.cells))
+    notebook.cells = notebook.cells[: end + 1]
     NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
@@ -91,3 +94,13 @@ def test_the_notebook_runs_from_top_to_bottom_twice_and_becomes_a_page(copy):
 def test_a_training_that_fails_stops_the_notebook(copy):
     with pytest.raises(CellExecutionError, match="training failed: see the message above"):
         execute(copy, SMALL | {"{WIDTH} --image-height": "95 --image-height"})
+
+
+@pytest.mark.filterwarnings("default")
+def test_own_photos_are_trained_on_and_the_training_goes_on(copy, tiny_set):
+    shutil.copytree(tiny_set, copy / "data/own")
+    own = SMALL | {'DATA = "built-in"': 'DATA = "own"'}
+    execute(copy, own | {"else (16, 12)": "else (4, 1)"}, last="executable} scripts/train.py")
+    notebook = execute(copy, own | {"RESUME = False": "RESUME = True"}, last="executable} scripts/train.py")
+    text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "going on from epoch 2, batch 1" in text
