@@ -12,13 +12,14 @@ HEADER = ("question", "setting", "textbook", "ours", "unit", "ratio", "spread", 
 
 
 def latest_rows(path: Path) -> list[dict]:
-    """Keep the last row of each setting, of the machine that measured its question last: rows of two machines do not compare."""
+    """Keep the last row of each setting, of the processor and of the GPU that measured its question last: rows of two do not compare."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    machine = {row["question"]: row["hardware"] for row in rows}
+    kind = lambda row: (row["question"], "cuda" in row["setting"])
+    machine = {kind(row): row["hardware"] for row in rows}
     latest = {}
     for row in rows:
-        if row["hardware"] == machine[row["question"]]:
+        if row["hardware"] == machine[kind(row)]:
             latest[row["question"], row["setting"]] = row
     kinds = [re.split("[:,]| --", question)[0] for question, _ in latest]  # rows of one kind stand together
     return [row for _, row in sorted(zip(kinds, latest.values()), key=lambda pair: kinds.index(pair[0]))]
