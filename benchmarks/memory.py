@@ -3,7 +3,7 @@
     python benchmarks/memory.py
 
 Each number is the peak of a process of its own: two training steps at 480x320, batch 16; then predict.py on more and more
-photos, which should not change it. On a CPU this is resident memory, on a GPU what PyTorch has allocated there.
+photos, which should not change it. This is resident memory, for training on a GPU what PyTorch has allocated there.
 """
 
 import os
