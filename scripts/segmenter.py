@@ -121,8 +121,8 @@ class Segmenter:
         """Find the car in a third of the size, then look at its box alone; outside the box the first look stands.
 
         If either look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
-        looked at. A second car, far away and too small for the first look, stays unseen. On 104 photos of validation cars neither happened; mean Dice was the same within 0.00001, the mask in 99.99 % of the
-        pixels, and the network took 0.74 of the time.
+        looked at. A second car, far away and too small for the first look, stays unseen. On 134 photos of 26 Carvana cars the whole was
+        never needed, mean Dice the same within 0.00002, the mask in 99.99 % of the pixels, and the network took 0.74 of the time.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1].
@@ -179,8 +179,8 @@ def measure_doubt(logits: np.ndarray) -> float:
     A pixel at one half counts 1, a sure one 0; on a photo like those of the training only the car's edge is undecided, and
     the square root makes a small car count like a large one. It cannot tell a wrong answer of which the network is sure.
 
-    With the shipped weights it is 6.5 to 17.2 on 208 photos of 26 validation cars, 18 to 94 on 52 of them turned upside down or
-    sideways (above 20 on all but one), 20.1 on white noise, 7 to 64 on plain colours, in which no car is found.
+    With the shipped weights it is 6.4 to 14.6 on 208 photos of 26 cars, 23 to 97 on 52 of them turned upside down or sideways, 22.5 on
+    white noise, 5 to 48 on plain colours, in which no car is found.
 
     Args:
         logits: (h, w), float32, as `Segmenter.logits` gives them.
