@@ -386,7 +386,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 if progress.micro_batches >= len(images) or world_size > 1:
                     n_at_once = math.ceil(len(images) / progress.micro_batches)
                     raise RuntimeError(
-                        f"memory ran out with {n_at_once} photos of {config.image_width}x{config.image_height} at a time. "
+                        f"memory ran out with {n_at_once} photo{'s' * (n_at_once > 1)} of {config.image_width}x{config.image_height} at a time. "
                         "Lower batch_size, image_width and image_height, or base_width."
                     ) from error
             # Outside the except, where the failed attempt's tensors are no longer held.

@@ -118,7 +118,7 @@ def test_a_resumed_run_does_not_run_out_of_memory_again(config, monkeypatch):
 
 def test_memory_that_does_not_suffice_for_one_photo_is_one_sentence(config, monkeypatch):
     Allocator(monkeypatch, 0)
-    with pytest.raises(RuntimeError, match="memory ran out with 3 photos of 48x32 at a time. Lower batch_size"):
+    with pytest.raises(RuntimeError, match="memory ran out with 1 photo of 48x32 at a time. Lower batch_size"):
         train.train(config)
 
 

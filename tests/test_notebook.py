@@ -1,4 +1,4 @@
-"""The notebook: thin, free of outputs, and run from top to bottom, twice."""
+"""The notebook: thin, free of outputs, run from top to bottom, and then once more, where its training goes on."""
 
 import shlex
 import shutil
@@ -63,17 +63,14 @@ def change(folder, changes):
     return notebook
 
 
-def execute(folder, changes, last=""):
-    """Execute the notebook of the copy, up to the cell that holds `last`."""
+def execute(folder, changes):
     notebook = change(folder, changes)
-    end = next((place for place, cell in enumerate(notebook.cells) if last and last in cell.source), len(notebook.cells))
-    notebook.cells = notebook.cells[: end + 1]
     NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
 
 @pytest.mark.filterwarnings("default")  # Jupyter's own
-def test_the_notebook_runs_from_top_to_bottom_twice_and_becomes_a_page(copy):
+def test_the_notebook_runs_from_top_to_bottom_then_goes_on_and_becomes_a_page(copy):
     notebook = execute(copy, SMALL)
     text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
     assert "score card at the photos' own size" in text and "to mend:  0" in text
@@ -81,26 +78,19 @@ def test_the_notebook_runs_from_top_to_bottom_twice_and_becomes_a_page(copy):
     assert len(pictures) >= 5
     assert (copy / "predictions/worst.png").exists() and (copy / "checkpoints/best.pt").exists()
 
-    nbformat.write(change(copy, SMALL), copy / "small.ipynb")
+    goes_on = SMALL | {"RESUME = False": "RESUME = True", "else (16, 12)": "else (4, 3)"}
+    nbformat.write(change(copy, goes_on), copy / "small.ipynb")
     command = next(line for line in (copy / "Makefile").read_text().splitlines() if "nbconvert" in line)  # of `make demo`
     command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("CarvanaUNET.ipynb", "small.ipynb")
     subprocess.run(shlex.split(command), cwd=copy, check=True, timeout=280)
     page = (copy / "predictions/small.html").read_text()
     assert "score card at the photos" in page and page.count("data:image/png") >= 5
-    assert "epoch 1/2:" not in page  # a progress bar that was overwritten leaves nothing behind
+    assert "going on from epoch 3, batch 1" in page
+    assert "epoch 1/2:" not in page and "epoch 3/3:" not in page  # a progress bar that was overwritten leaves nothing behind
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_training_that_fails_stops_the_notebook(copy):
-    with pytest.raises(CellExecutionError, match="training failed: see the message above"):
-        execute(copy, SMALL | {"{WIDTH} --image-height": "95 --image-height"})
-
-
-@pytest.mark.filterwarnings("default")
-def test_own_photos_are_trained_on_and_the_training_goes_on(copy, tiny_set):
+def test_a_training_on_own_photos_that_fails_stops_the_notebook(copy, tiny_set):
     shutil.copytree(tiny_set, copy / "data/own")
-    own = SMALL | {'DATA = "built-in"': 'DATA = "own"'}
-    execute(copy, own | {"else (16, 12)": "else (4, 1)"}, last="executable} scripts/train.py")
-    notebook = execute(copy, own | {"RESUME = False": "RESUME = True"}, last="executable} scripts/train.py")
-    text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
-    assert "going on from epoch 2, batch 1" in text
+    with pytest.raises(CellExecutionError, match="training failed: see the message above"):
+        execute(copy, SMALL | {'DATA = "built-in"': 'DATA = "own"', "{WIDTH} --image-height": "95 --image-height"})
