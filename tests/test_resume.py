@@ -170,7 +170,7 @@ def test_a_run_that_hardly_began_does_not_replace_the_earlier_one(finished, tmp_
     assert (tmp_path / "c" / "earlier" / "last.pt").exists() and not (tmp_path / "c" / "earlier-2").exists()
 
 
-def test_no_earlier_run_is_deleted_for_another(finished, tmp_path):
+def test_no_earlier_run_is_deleted_for_another(tmp_path):
     for number in range(1, 4):
         (tmp_path / "last.pt").write_text(f"run {number}")
         train.set_earlier_run_aside(tmp_path)
@@ -258,8 +258,11 @@ def test_a_signal_to_all_processes_saves_after_the_step(tiny_args, tmp_path, num
     assert extra.read_checkpoint(tmp_path / "checkpoints" / "last.pt")["progress"]["batch"] == 1
 
 
-def test_a_second_signal_leaves_at_once(tiny_args):
-    script = Script([*tiny_args, "--workers", "2"], before=SLOW_STEPS.replace("sleep(1)", "sleep(60)"), start_new_session=True)
+def test_a_second_signal_leaves_at_once_and_what_was_saved_stays(tiny_args, tmp_path, run_script):
+    args = [*tiny_args, "--workers", "2"]
+    assert run_script("train.py", *args, "--epochs", "1").returncode == 0
+    saved = (tmp_path / "checkpoints" / "last.pt").read_bytes()
+    script = Script([*args, "--load-model"], before=SLOW_STEPS.replace("sleep(1)", "sleep(60)"), start_new_session=True)
     script.wait_for("stepping")
     begun = time.perf_counter()
     os.killpg(script.process.pid, signal.SIGINT)
@@ -267,6 +270,7 @@ def test_a_second_signal_leaves_at_once(tiny_args):
     script.process.send_signal(signal.SIGINT)
     assert script.end() in (-signal.SIGINT, 130)
     assert time.perf_counter() - begun < 30
+    assert (tmp_path / "checkpoints" / "last.pt").read_bytes() == saved
 
 
 def test_several_processes_save_and_leave_though_an_epoch_is_short(tiny_args, tmp_path):
