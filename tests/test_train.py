@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import math
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -241,15 +243,11 @@ def test_two_processes_train_one_network_and_score_each_photo_once(tiny_args, ti
 
 
 def become_one_of_two(rank, port):
-    import os
-
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
 
 
 def free_port() -> str:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
