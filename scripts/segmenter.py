@@ -138,20 +138,20 @@ class Segmenter:
         top, bottom = widen(rows[0], rows[-1] + 1, height)
         left, right = widen(columns[0], columns[-1] + 1, width)
         box = self.look(np.ascontiguousarray(small[top:bottom, left:right]))
-        inner_sides = [
-            box[0] if top > 0 else None,
-            box[-1] if bottom < height else None,
-            box[:, 0] if left > 0 else None,
-            box[:, -1] if right < width else None,
-        ]
-        if box.max() <= 0 or any(side is not None and side.max() > 0 for side in inner_sides):
+        cuts_through = (
+            (top > 0 and box[0].max() > 0)
+            or (bottom < height and box[-1].max() > 0)
+            or (left > 0 and box[:, 0].max() > 0)
+            or (right < width and box[:, -1].max() > 0)
+        )
+        if cuts_through or box.max() <= 0:
             return self.look(small)
         logits[top:bottom, left:right] = box
         return logits
 
 
 def widen(start: int, stop: int, size: int) -> tuple[int, int]:
-    """Give a range of pixels a margin of 24, for what the network must see round a car, and round it to 16; all within 0 to size."""
+    """Widen a range of pixels by 24, since the network must see what is round a car, and on to multiples of 16, within 0 to size."""
     return max(0, (start - 24) // 16 * 16), min(size, -(-(stop + 24) // 16) * 16)
 
 
