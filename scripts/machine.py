@@ -46,7 +46,10 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_compile(name: str, device: torch.device, n_steps: int, world_size: int) -> bool:
-    """Compile where it pays: compiling takes about as long as a few hundred steps, and gains nothing on a CPU."""
+    """Compile where it pays: compiling takes about as long as a few hundred steps, and gains nothing on a CPU.
+
+    Together with several processes it was never tried, so that it must be asked for.
+    """
     if name == "auto":
         from torch.utils._triton import has_triton
 

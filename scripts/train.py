@@ -226,7 +226,7 @@ def train(config: Config) -> dict:
         keep_memory()
     if world_size > 1 and not dist.is_initialized():
         # The others wait while the first one builds the cache, which may take longer than the ten minutes that are the default.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         if chief:
@@ -678,10 +678,10 @@ def set_earlier_run_aside(folder: Path) -> None:
         partial.mkdir(exist_ok=True)
         for path in found:
             path.replace(partial / path.name)
-        names = ("earlier" if number == 1 else f"earlier-{number}" for number in itertools.count(1))
-        free = next(folder / name for name in names if not (folder / name).exists())
-        partial.rename(free)
-        print(f"the earlier run in {folder} is now in {free}, which you may delete; --load-model would have gone on with it")
+        places = itertools.chain([folder / "earlier"], (folder / f"earlier-{number}" for number in itertools.count(2)))
+        place = next(place for place in places if not place.exists())
+        partial.rename(place)
+        print(f"the earlier run in {folder} is now in {place}, which you may delete; --load-model would have gone on with it")
 
 
 def bring_earlier_run_back(folder: Path) -> None:
