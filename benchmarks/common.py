@@ -12,6 +12,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -181,7 +182,7 @@ def report(
         torch=version_of("torch"),
         versions=" ".join(f"{name} {version}" for name in PACKAGES if (version := version_of(name))),
         load=f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",  # more than the cores: others were at work too
-        command=" ".join(["python", *(os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:])]),
+        command=re.sub(r" --(work-dir|results)[ =]\S+", "", " ".join(["python", os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:]])),
     )
     line = f"{question}, {setting}: "
     if ratios:
