@@ -76,7 +76,7 @@ def profile_steps(base_width: int, batch_size: int, width: int, height: int, com
     yield profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=90)
 
 
-def profile(*setting) -> str:
+def measure_profile(*setting) -> str:
     """Give the table of `profile_steps`, made in a process of its own, which leaves no memory taken."""
     process = common.Way(profile_steps, *setting)
     try:
@@ -138,7 +138,7 @@ def main() -> None:
     width, height = sizes[-1]
     for compiled in (False, True):
         kind = "compiled" if compiled else "eager"
-        table = attempt(f"profile, {kind}", profile, base_width, batch_sizes[len(batch_sizes) // 2], width, height, compiled)
+        table = attempt(f"profile, {kind}", measure_profile, base_width, batch_sizes[len(batch_sizes) // 2], width, height, compiled)
         print(table or "")
         if table and not arguments.quick:
             path = common.PROJECT_DIR / f"benchmarks/gpu_profile_{kind}.txt"

@@ -12,14 +12,17 @@ HEADER = ("question", "setting", "textbook", "ours", "unit", "ratio", "spread", 
 
 
 def latest_rows(path: Path) -> list[dict]:
-    """Keep the last row of each setting, of the processor and of the GPU that measured its question last: rows of two do not compare."""
+    """Keep the last row of each setting, of the machine that measured its question last: rows of two machines do not compare.
+
+    On a CPU and on a GPU a question is not the same.
+    """
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    kind = lambda row: (row["question"], "cuda" in row["setting"])
-    machine = {kind(row): row["hardware"] for row in rows}
+    asked = lambda row: (row["question"], "cuda" in row["setting"])
+    machine = {asked(row): row["hardware"] for row in rows}
     latest = {}
     for row in rows:
-        if row["hardware"] == machine[kind(row)]:
+        if row["hardware"] == machine[asked(row)]:
             latest[row["question"], row["setting"]] = row
     kinds = [re.split("[:,]| --", question)[0] for question, _ in latest]  # rows of one kind stand together
     return [row for _, row in sorted(zip(kinds, latest.values()), key=lambda pair: kinds.index(pair[0]))]
