@@ -173,13 +173,13 @@ def split_cars(cars: Sequence[str], validation_share: float, seed: int) -> set[s
 Size = tuple[int, int]  # (height, width) in pixels
 
 
-def load_image(path: Path | str, least_size: Callable[[int, int], Size] | None = None) -> np.ndarray:
+def load_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> np.ndarray:
     """Read a photo, upright and in colour.
 
     Args:
         path: A JPEG, PNG, WebP, BMP or TIFF file, whatever its name ends in. CMYK, grey, palette and 16-bit photos are
             converted, a colour profile is turned into sRGB; transparent pixels become white; EXIF rotation is applied.
-        least_size: Gives, for a photo's (height, width), the (height, width) to which it will be made smaller: a JPEG is then decoded
+        target_size: Gives, for a photo's (height, width), the (height, width) to which it will be made smaller: a JPEG is then decoded
             at 1/2, 1/4 or 1/8, as long as a third more than that is left.
 
     Returns:
@@ -189,10 +189,10 @@ def load_image(path: Path | str, least_size: Callable[[int, int], Size] | None =
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not one whole photo.
     """
-    return read_image(path, least_size)[0]
+    return read_image(path, target_size)[0]
 
 
-def read_image(path: Path | str, least_size: Callable[[int, int], Size] | None = None) -> tuple[np.ndarray, Size]:
+def read_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> tuple[np.ndarray, Size]:
     """Like `load_image`, with the photo's own (height, width) beside it, which a reduced decode would hide."""
     with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a preview beside the photo: MPO
@@ -203,9 +203,9 @@ def read_image(path: Path | str, least_size: Callable[[int, int], Size] | None =
             sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             if sideways:
                 width, height = height, width
-            if least_size is not None:
+            if target_size is not None:
                 # A third more: the average of a picture that is hardly larger would be blurred twice.
-                least_height, least_width = (-(-4 * side // 3) for side in least_size(height, width))
+                least_height, least_width = (-(-4 * side // 3) for side in target_size(height, width))
                 image.draft(None, (least_height, least_width) if sideways else (least_width, least_height))
             image = ImageOps.exif_transpose(image)
         else:
@@ -346,7 +346,7 @@ def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         ValueError: If a file is broken, the two differ in size, or the mask is grey.
     """
-    image, native_size = read_image(pair.image_path, least_size=lambda *_: (height, width))
+    image, native_size = read_image(pair.image_path, target_size=lambda *_: (height, width))
     mask = load_mask(pair.mask_path)
     if mask.shape != native_size:
         raise ValueError(

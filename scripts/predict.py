@@ -153,7 +153,7 @@ def predict_photo(photo: Photo, segmenter: Segmenter, threshold: float, settings
     """Write a photo's results; return its row of the table, without the name."""
     paths = output_paths(photo, settings)
     # For the mask alone, a photo decoded at a fraction of its size is enough.
-    image, native_size = read_image(photo.path, least_size=segmenter.fit if set(paths) == {"mask"} else None)
+    image, native_size = read_image(photo.path, target_size=segmenter.fit if set(paths) == {"mask"} else None)
     small = segmenter.logits(image, native_size)
     logits = enlarge(small, *native_size)
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
@@ -193,7 +193,7 @@ def make_pictures(
 
 def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:
     """Predict a photo as run lengths, read back and compared."""
-    image, native_size = read_image(photo.path, least_size=segmenter.fit)
+    image, native_size = read_image(photo.path, target_size=segmenter.fit)
     mask = enlarge(segmenter.logits(image, native_size), *native_size) > to_logit(threshold)
     runs = encode_runs(mask)
     if not np.array_equal(decode_runs(runs, *native_size), mask):

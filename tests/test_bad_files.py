@@ -153,7 +153,7 @@ def test_a_camera_held_any_way_gives_an_upright_photo(tmp_path, orientation, kin
     assert_scene(data.load_image(path))
     # Half of it, 24x32, is a third more than 18x24; a line or a column more would not leave as much.
     for least, decoded in (((18, 24), (24, 32)), ((19, 24), (48, 64)), ((18, 25), (48, 64))):
-        reduced, native_size = data.read_image(path, least_size=lambda height, width: least if (height, width) == (48, 64) else None)
+        reduced, native_size = data.read_image(path, target_size=lambda height, width: least if (height, width) == (48, 64) else None)
         assert native_size == (48, 64)
         assert reduced.shape[:2] == (decoded if kind == "JPEG" else (48, 64))
 
