@@ -81,7 +81,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def files(self) -> list[Path]:
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
+        """List the server's files; unlike Path.rglob, os.walk takes a folder that vanishes meanwhile for an empty one."""
+        return [path for folder, _, names in os.walk(self.temporary) for name in names if (path := Path(folder, name)).is_file()]
 
     def filled_files(self) -> set[Path]:
         """Leave out the empty file that Gradio makes for each upload and forgets."""
