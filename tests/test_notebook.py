@@ -19,6 +19,7 @@ SMALL = {
     'CARS, STUDIO_SIZE = 12, "480x320"': 'CARS, STUDIO_SIZE = 3, "96x64"',
     "else (240, 160)": "else (96, 64)",
     "else (16, 12)": "else (4, 2)",
+    "--epochs 2 --limit 192": "--epochs 1 --limit 32",
 }
 
 
