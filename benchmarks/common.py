@@ -9,7 +9,6 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
-import multiprocessing
 import os
 import platform
 import re
@@ -78,7 +77,9 @@ class Way:
     """A generator function in a process of its own."""
 
     def __init__(self, way: Callable[..., Iterator[float]], *arguments):
-        context = multiprocessing.get_context("spawn")
+        from machine import process_context
+
+        context = process_context(["torch"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, way, arguments), daemon=False)
         self.process.start()

@@ -162,7 +162,9 @@ def run_in_own_process(config: train.Config) -> int:
     Returns:
         The process's exit code. When this process is asked to stop, the training saves first.
     """
-    process = start_context().Process(target=enter_process, args=(config,))
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # as data.py says before it imports albumentations
+    context = machine.process_context(["torch._dynamo", "albumentations", "matplotlib.pyplot"])  # PyTorch's optimizers import torch._dynamo
+    process = context.Process(target=enter_process, args=(config,))
     handler_before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         process.start()
@@ -174,17 +176,6 @@ def run_in_own_process(config: train.Config) -> int:
     finally:
         signal.signal(signal.SIGTERM, handler_before)
     return process.exitcode
-
-
-def start_context() -> multiprocessing.context.BaseContext:
-    """Choose how processes start: on Linux as copies of one that has imported the packages and done nothing else, which saves each run some
-    seconds; elsewhere, where that is not safe, as new ones."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # as data.py says before it imports albumentations
-    context.set_forkserver_preload(["torch._dynamo", "albumentations", "matplotlib.pyplot"])  # PyTorch's optimizers import torch._dynamo
-    return context
 
 
 def enter_process(config: train.Config) -> None:

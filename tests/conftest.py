@@ -1,6 +1,7 @@
 """What the tests share: a data set of a few drawn cars, the settings of a run of seconds, and a way to start scripts."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +18,24 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core: more threads would wait for each other
     signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it, and so would every process that a test starts
+
+from machine import process_context  # noqa: E402
+
+PACKAGES = ["torch._dynamo", "albumentations", "matplotlib.pyplot"]  # imported once for the processes that tests start
+
+
+# The files that take longest, which start first: the suite then does not end with one process at work and the others idle.
+SLOWEST = ("test_resume", "test_benchmarks", "test_notebook", "test_train", "test_experiments", "test_app", "test_export")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Take a process more than cores: many tests wait, for a signal, a browser or a disk."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else len(SLOWEST)
+    items.sort(key=rank)
 
 
 def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:
@@ -72,13 +91,30 @@ def tiny_args(tiny_settings) -> list[str]:
     return [word for key, value in tiny_settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
 
 
-@pytest.fixture
-def run_script():
-    """Run `python scripts/<name> *args` to its end, with one thread, and return the CompletedProcess, output as text."""
+def enter_script(name: str, args: list[str], folder: Path, environment: dict[str, str], outputs: list[Path]) -> None:
+    """Become `python scripts/<name> *args`, writing what it prints to two files."""
+    os.environ.clear(), os.environ.update(environment)
+    os.chdir(folder)
+    for number, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [str(SCRIPT_DIR / name), *args]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
-    def run(name: str, *args, **keywords) -> subprocess.CompletedProcess:
-        settings = dict(capture_output=True, text=True, timeout=300) | keywords
-        settings["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", **settings.get("env", {})}
-        return subprocess.run([sys.executable, str(SCRIPT_DIR / name), *map(str, args)], **settings)
+
+@pytest.fixture
+def run_script(tmp_path_factory):
+    """Run `python scripts/<name> *args` to its end in a process of its own, which starts with PyTorch imported and one thread; return
+    the CompletedProcess, output as text."""
+
+    def run(name: str, *args, cwd: Path = Path.cwd(), env: dict[str, str] = {}) -> subprocess.CompletedProcess:
+        outputs = [tmp_path_factory.mktemp("output") / stream for stream in ("stdout", "stderr")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in env.items()}}
+        process = process_context(PACKAGES).Process(target=enter_script, args=(name, [*map(str, args)], cwd, environment, outputs))
+        process.start()
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail(f"{name} did not end within 300 seconds")
+        return subprocess.CompletedProcess([name, *args], process.exitcode, *(path.read_text() for path in outputs))
 
     return run

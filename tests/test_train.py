@@ -17,7 +17,8 @@ from PIL import Image
 
 import extra
 import train
-from conftest import SCRIPT_DIR
+from conftest import PACKAGES, SCRIPT_DIR
+from machine import process_context
 from train import Config
 
 
@@ -253,6 +254,11 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def start_two(function, *arguments) -> None:
+    method = process_context(PACKAGES).get_start_method()
+    torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method=method)
+
+
 def save_slowly(rank, port, settings):
     """What each of two processes does: train, where the one that saves takes its time."""
     become_one_of_two(rank, port)
@@ -262,7 +268,7 @@ def save_slowly(rank, port, settings):
 
 
 def test_two_processes_score_the_same_weights_however_long_saving_takes(tiny_settings):
-    torch.multiprocessing.spawn(save_slowly, (free_port(), {**tiny_settings, "epochs": 1}), nprocs=2)
+    start_two(save_slowly, free_port(), {**tiny_settings, "epochs": 1})
     assert len((tiny_settings["checkpoint_dir"] / "scores.csv").read_text().splitlines()) == 5
 
 
@@ -290,7 +296,7 @@ def two_processes(rank, folder, port, settings):
 
 
 def test_two_processes_see_what_one_sees_and_end_with_equal_weights(tiny_settings, tmp_path):
-    torch.multiprocessing.spawn(two_processes, (str(tmp_path), free_port(), tiny_settings), nprocs=2)
+    start_two(two_processes, str(tmp_path), free_port(), tiny_settings)
     (seen_0, weights_0), (seen_1, weights_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert sorted(seen_0 + seen_1) == [(epoch, row) for epoch in range(2) for row in sorted({row for _, row in seen_0 + seen_1})]
     assert len(seen_0 + seen_1) == 2 * 8 and not set(seen_0) & set(seen_1)
