@@ -491,6 +491,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         last_saved = time.perf_counter()
         leave_if_asked(0)
 
+    del loader  # its workers leave now; the garbage collector would keep them, and later wait five seconds for each
     # From here on all that matters is saved, and --load-model would begin with the score.
     stop.saves = False
     if stop.signal:

@@ -1,6 +1,7 @@
 """A run that is killed, stopped, or has no room left loses nothing: resumed, it ends like one that nobody touched."""
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import shutil
@@ -128,6 +129,12 @@ def test_workers_and_checkpoint_times_change_no_bit(finished, tmp_path):
     found = soak_resume.compare_runs(tmp_path, folder)
     # What differs is the two settings themselves, and the folder of the cache.
     assert all(what.endswith(("/workers", "/checkpoint_minutes")) or "the file cache/" in what for what in found), found
+
+
+def test_no_data_worker_outlives_the_training(finished, tmp_path):
+    config, _ = finished
+    train.train(in_folder(config, tmp_path, workers=2, epochs=1))
+    assert not [process for process in multiprocessing.active_children() if process.daemon]  # as DataLoader's workers are
 
 
 @pytest.mark.parametrize("wanted", ["go on", "begin anew"])
