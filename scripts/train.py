@@ -11,6 +11,7 @@ prediction_dir: pictures.
 import contextlib
 import dataclasses
 import datetime
+import gc
 import itertools
 import json
 import math
@@ -232,6 +233,7 @@ def train(config: Config) -> dict:
         if chief:
             stack.enter_context(lock_folder(config.checkpoint_dir))
         summary = run(config, device, rank, world_size, stop)
+    gc.collect()  # drawing with matplotlib leaves a cycle that holds the network: the next training may want its memory
     if world_size > 1:
         dist.barrier()
         dist.destroy_process_group()

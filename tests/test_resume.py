@@ -1,6 +1,7 @@
 """A run that is killed, stopped, or has no room left loses nothing: resumed, it ends like one that nobody touched."""
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import re
@@ -20,6 +21,7 @@ import extra
 import machine
 import train
 from conftest import PROJECT_DIR, SCRIPT_DIR
+from unet import UNet
 
 sys.path.append(str(PROJECT_DIR / "benchmarks"))
 
@@ -135,6 +137,15 @@ def test_no_data_worker_outlives_the_training(finished, tmp_path):
     config, _ = finished
     train.train(in_folder(config, tmp_path, workers=2, epochs=1))
     assert not [process for process in multiprocessing.active_children() if process.daemon]  # as DataLoader's workers are
+
+
+def test_no_network_outlives_the_training(finished, tmp_path):
+    count_networks = lambda: sum(type(thing) is UNet for thing in gc.get_objects())
+    config, _ = finished
+    gc.collect()  # what other tests left
+    before = count_networks()
+    train.train(in_folder(config, tmp_path, epochs=1))
+    assert count_networks() == before
 
 
 @pytest.mark.parametrize("wanted", ["go on", "begin anew"])
