@@ -35,6 +35,7 @@ import extra
 from data import (
     PROJECT_DIR, Cache, CarDataset, EpochBatches, build_cache, colour_statistics, limit_cars, make_loader, require_pairs, split_cars,
 )  # fmt: skip
+from int8 import measure_ranges
 from machine import (
     StopRequest, choose_compile, choose_device, choose_precision, choose_workers, device_name, is_out_of_memory, keep_memory, lock_folder,
     peak_memory_mib,
@@ -506,6 +507,8 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         dist.barrier()  # until the first process has saved them
     average.load_state_dict(extra.read_checkpoint(config.checkpoint_dir / "best.pt")["weights"])
     card, rows = score(average, cache, train_rows, validation_rows, config, device, precision, rank, world_size)
+    few = (cache.images[row] for row in train_rows[:: math.ceil(len(train_rows) / 16)])
+    described["ranges"] = measure_ranges(average, (torch.tensor(image, device=device).permute(2, 0, 1)[None] for image in few))
     described["threshold"] = card["threshold"]
     described["trained"] = {**described["trained"], "epochs": progress.epoch, "score_card": card}
     save_best()
