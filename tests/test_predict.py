@@ -195,6 +195,15 @@ def test_fast_looks_at_the_whole_photo_if_the_box_cuts_through_the_car(fast_segm
     assert np.array_equal(mask, look_once(fast_segmenter, photo))
 
 
+def test_fast_is_sure_of_the_background_outside_the_box(fast_segmenter):
+    """The first look is too coarse to tell: its doubt once made warnings, and a low threshold made car of it."""
+    photo = draw_photo(960, 640, background=(200, 101, 30))  # red enough for a probability of 0.4
+    probability = fast_segmenter(photo)
+    assert len(fast_segmenter.looks) == 2
+    assert 0.3 < probability[320, 340 - 180] < 0.5  # beside the car, within the box
+    assert probability[:20].max() < 0.01 and probability[:, :20].max() < 0.01
+
+
 def test_fast_keeps_a_car_that_leaves_the_photo(fast_segmenter):
     photo = np.ascontiguousarray(draw_photo(960, 640)[200:, 300:])
     mask = fast_segmenter(photo) > fast_segmenter.threshold
