@@ -7,6 +7,7 @@ without VNNI would otherwise cut it off. The sums are exact, so that every proce
 """
 
 import math
+import platform
 from collections.abc import Iterable
 
 import torch
@@ -19,8 +20,9 @@ Range = tuple[float, float]  # least and greatest value of an activation, over p
 
 
 def is_available() -> bool:
-    """Tell whether this PyTorch has oneDNN's integer convolutions; on x86 it has."""
-    return "onednn" in torch.backends.quantized.supported_engines and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    """Tell whether this is an x86 processor whose PyTorch has oneDNN's integer convolutions."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and "onednn" in torch.backends.quantized.supported_engines and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 class Convolution:

@@ -131,7 +131,8 @@ class Segmenter:
 
         If either look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
         looked at. A second car, far away and too small for the first look, stays unseen. On 134 photos of 26 Carvana cars the whole was
-        never needed, mean Dice the same within 0.00002, the mask in 99.99 % of the pixels, and the network took 0.74 of the time.
+        never needed, mean Dice the same within 0.00002, the mask in 99.99 % of the pixels, and the network took 0.74 of the time; with
+        integers as well, on 64 native photos, Dice fell by 0.00004, with the mask the same in 99.98 %.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1].
