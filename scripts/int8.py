@@ -3,7 +3,7 @@
 Weights and activations become integers with one scale each (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", 2018): weights of 7 bits, a scale for each output channel, and activations of 8 bits, whose ranges
 were measured on photos and stand in the file of weights. Seven bits, so that the sum of two products fits into 16 bits: processors
-without VNNI would otherwise cut it off. The sums are exact, so that every processor gives the same.
+without VNNI would otherwise cut it off. So the sums are exact on every processor.
 """
 
 import math
@@ -88,38 +88,37 @@ class Int8UNet:
             raise ValueError(f"ranges must hold two finite numbers for each activation of the network, got others ({error!r}).") from error
         self.padding = padding = network.settings["kernel_size"] // 2
 
-        def second(block: nn.Module, name: str) -> Convolution:
-            return Convolution(block[3].weight, block[3].bias, steps[f"{name}.0"], steps[f"{name}.1"], padding, relu=True)
+        def double_conv(block: nn.Module, name: str, inputs: tuple[float, int], **first: Tensor | int) -> tuple[Convolution, Convolution]:
+            """Make both convolutions of a block; `first` is what the first of them has of its own."""
+            first = dict(weight=block[0].weight, padding=padding) | first
+            return (
+                Convolution(bias=block[0].bias, inputs=inputs, outputs=steps[f"{name}.0"], relu=True, **first),
+                Convolution(block[3].weight, block[3].bias, steps[f"{name}.0"], steps[f"{name}.1"], padding, relu=True),
+            )
 
+        # Levels of a photo come in: colours' mean and deviation go into the first weights, and what surrounds the photo has the mean.
+        self.surroundings = (255 * network.colour_mean[0, :, 0, 0]).round().to(torch.uint8)
+        weight = network.contracting_path[0][0].weight / network.colour_std
+        first = dict(weight=weight, padding=0, mean=network.colour_mean, copies=COPIES)
         inputs, self.contracting_path = (1 / 255, 0), []
         for level, block in enumerate(network.contracting_path):
             name = f"contracting_path.{level}"
-            if level == 0:
-                # Levels of a photo come in: colours' mean and deviation go into these weights, and what surrounds the photo has the mean.
-                mean, weight = network.colour_mean, block[0].weight / network.colour_std
-                self.surroundings = (255 * mean[0, :, 0, 0]).round().to(torch.uint8)
-                first = Convolution(weight, block[0].bias, inputs, steps[f"{name}.0"], 0, relu=True, mean=mean, copies=COPIES)
-            else:
-                first = Convolution(block[0].weight, block[0].bias, inputs, steps[f"{name}.0"], padding, relu=True)
-            self.contracting_path.append((first, second(block, name)))
+            self.contracting_path.append(double_conv(block, name, inputs, **(first if level == 0 else {})))
             inputs = steps[f"{name}.1"]
-        block = network.bottleneck
-        first = Convolution(block[0].weight, block[0].bias, inputs, steps["bottleneck.0"], padding, relu=True)
-        self.bottleneck = first, second(block, "bottleneck")
+        self.bottleneck = double_conv(network.bottleneck, "bottleneck", inputs)
         inputs = steps["bottleneck.1"]
         self.up_convolutions, self.expanding_path = [], []
         for place, (up, block) in enumerate(zip(network.up_convolutions, network.expanding_path)):
-            name = f"expanding_path.{place}"
-            skip, raised = steps[f"contracting_path.{len(network.contracting_path) - 1 - place}.1"], steps[f"up_convolutions.{place}"]
+            name, level = f"expanding_path.{place}", len(network.contracting_path) - 1 - place
+            skip, raised = steps[f"contracting_path.{level}.1"], steps[f"up_convolutions.{place}"]
             # Kernel and stride 2: each pixel below gives four of its own, so that it is a 1x1 convolution to four times the channels.
             weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
             self.up_convolutions.append(Convolution(weight, up.bias.repeat(4), inputs, raised, 0, relu=False))
-            # Two scales come in, of which a convolution knows but the skip's: the weights of the other half make up for the difference.
-            half = torch.tensor([0.0, 1.0]).repeat_interleave(up.out_channels)[None, :, None, None]
-            weight = block[0].weight * torch.where(half > 0, raised[0] / skip[0], 1.0)
-            zero = half * skip[0] * raised[1]
-            first = Convolution(weight, block[0].bias, skip, steps[f"{name}.0"], 0, relu=True, mean=zero)
-            self.expanding_path.append((first, second(block, name)))
+            # What skips and what comes up have scales of their own, but a convolution takes one, here the skip's: the weights of the
+            # other channels make up for the difference, and the zero point of these is subtracted as their mean.
+            comes_up = torch.tensor([0.0, 1.0]).repeat_interleave(up.out_channels)[None, :, None, None]
+            weight = block[0].weight * torch.where(comes_up > 0, raised[0] / skip[0], 1.0)
+            self.expanding_path.append(double_conv(block, name, skip, weight=weight, padding=0, mean=comes_up * skip[0] * raised[1]))
             inputs = steps[f"{name}.1"]
         self.head = Convolution(network.head.weight, network.head.bias, inputs, None, 0, relu=False)
 
