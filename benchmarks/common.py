@@ -27,6 +27,7 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 from data import Pair, require_pairs  # noqa: E402
+from machine import process_context  # noqa: E402
 
 RESULTS_PATH = PROJECT_DIR / "benchmarks/results.csv"
 COLUMNS = (
@@ -77,8 +78,6 @@ class Way:
     """A generator function in a process of its own."""
 
     def __init__(self, way: Callable[..., Iterator[float]], *arguments):
-        from machine import process_context
-
         context = process_context(["torch"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, way, arguments), daemon=False)

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process without further threads can be forked: PyTorch is imported once for all runs
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("scripts", "tests")]
 
 import cv2  # noqa: E402

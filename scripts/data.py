@@ -26,6 +26,9 @@ from PIL import Image, ImageCms, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+# albumentations asks the internet for a newer release when it is imported; a laptop on a train need not wait for that.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 MASK_SUFFIXES = {".gif", ".png"}
@@ -536,8 +539,6 @@ class CarDataset(Dataset):
 
 def make_transform():
     """Compose the augmentations, on uint8 photo and coverage together."""
-    # albumentations asks the internet for a newer release when imported; a laptop on a train need not wait for that.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 
     return albumentations.Compose(

@@ -162,9 +162,7 @@ def run_in_own_process(config: train.Config) -> int:
     Returns:
         The process's exit code. When this process is asked to stop, the training saves first.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # as data.py says before it imports albumentations
-    context = machine.process_context(["torch._dynamo", "albumentations", "matplotlib.pyplot"])  # PyTorch's optimizers import torch._dynamo
-    process = context.Process(target=enter_process, args=(config,))
+    process = machine.process_context().Process(target=enter_process, args=(config,))
     handler_before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         process.start()

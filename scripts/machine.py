@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
@@ -93,13 +94,17 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def process_context(packages: list[str]) -> multiprocessing.context.BaseContext:
+# What a training imports; torch._dynamo is imported by PyTorch's optimizers.
+TRAINING_PACKAGES = ("torch._dynamo", "albumentations", "matplotlib.pyplot")
+
+
+def process_context(packages: Sequence[str] = TRAINING_PACKAGES) -> multiprocessing.context.BaseContext:
     """Choose how new processes start: on Linux as copies of one that has imported `packages` and done nothing else, which saves each of them
     some seconds; elsewhere, where that is not safe or not possible, from nothing."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(packages)
+    context.set_forkserver_preload(list(packages))
     return context
 
 

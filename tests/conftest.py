@@ -21,9 +21,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from machine import process_context  # noqa: E402
 
-PACKAGES = ["torch._dynamo", "albumentations", "matplotlib.pyplot"]  # imported once for the processes that tests start
-
-
 # The files that take longest, which start first: the suite then does not end with one process at work and the others idle.
 SLOWEST = ("test_resume", "test_benchmarks", "test_notebook", "test_train", "test_experiments", "test_app", "test_export")
 
@@ -103,13 +100,13 @@ def enter_script(name: str, args: list[str], folder: Path, environment: dict[str
 
 @pytest.fixture
 def run_script(tmp_path_factory):
-    """Run `python scripts/<name> *args` to its end in a process of its own, which starts with PyTorch imported and one thread; return
-    the CompletedProcess, output as text."""
+    """Run `python scripts/<name> *args` to its end in a process of its own, which has one thread and starts with the packages imported;
+    return the CompletedProcess, output as text."""
 
-    def run(name: str, *args, cwd: Path = Path.cwd(), env: dict[str, str] = {}) -> subprocess.CompletedProcess:
+    def run(name: str, *args, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
         outputs = [tmp_path_factory.mktemp("output") / stream for stream in ("stdout", "stderr")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in env.items()}}
-        process = process_context(PACKAGES).Process(target=enter_script, args=(name, [*map(str, args)], cwd, environment, outputs))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in (env or {}).items()}}
+        process = process_context().Process(target=enter_script, args=(name, [*map(str, args)], cwd, environment, outputs))
         process.start()
         process.join(300)
         if process.exitcode is None:

@@ -221,7 +221,7 @@ class Script:
     """A running train.py whose output can be waited for."""
 
     def __init__(self, args: list[str], **keywords):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-c", keywords.pop("before", "") + RUN_TRAIN, *args]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **keywords)
         self.output = ""
@@ -295,7 +295,7 @@ def test_several_processes_save_and_leave_though_an_epoch_is_short(tiny_args, tm
     """torchrun passes the signal on and kills after 30 seconds; here an epoch is three steps of a second."""
     (tmp_path / "train.py").write_text(SLOW_STEPS + RUN_TRAIN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen([*command, *tiny_args, "--epochs", "50"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     while "stepping" not in process.stdout.readline():
         assert process.poll() is None

@@ -17,7 +17,7 @@ from PIL import Image
 
 import extra
 import train
-from conftest import PACKAGES, SCRIPT_DIR
+from conftest import SCRIPT_DIR
 from machine import process_context
 from train import Config
 
@@ -255,7 +255,7 @@ def free_port() -> str:
 
 
 def start_two(function, *arguments) -> None:
-    method = process_context(PACKAGES).get_start_method()
+    method = process_context().get_start_method()
     torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method=method)
 
 
