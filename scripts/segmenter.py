@@ -26,7 +26,7 @@ class Segmenter:
         device: cuda, mps, cpu, or auto for the first of these that is there.
         tta: Average with the mirrored view: twice the time, slightly more exact.
         fast: Find the car in a third of the size first, then look at its surroundings alone, see `Segmenter.look_twice`; on an x86 CPU
-            in 8-bit integers, if `precision` is auto and the weights come with ranges, as all that train.py saves do.
+            in 8-bit integers, if `precision` is auto and the weights come with ranges, as those of a finished training do.
         precision: bf16, fp16, float32, int8 (on an x86 CPU), or auto for the fastest of the first three that the device really has.
 
     Attributes:
@@ -126,8 +126,8 @@ class Segmenter:
         return np.ascontiguousarray(logits[0, 0, :height, :width].cpu().numpy())
 
     def look_twice(self, small: np.ndarray) -> np.ndarray:
-        """Find the car in a third of the size, then look at its box alone; outside the box there is none: how sure the coarse first look
-        was of that tells nothing of the photo.
+        """Find the car in a third of the size, then look at its box alone; what lies outside the box becomes background for certain,
+        since the first look is too coarse for its doubt to mean anything.
 
         If either look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
         looked at. A second car, far away and too small for the first look, stays unseen. On 134 photos of 26 Carvana cars the whole was
@@ -176,7 +176,11 @@ def fold_batch_norm(network: UNet) -> UNet:
 
 
 def to_int8(network: UNet, description: dict, device: torch.device, weights: Path | str) -> Int8UNet:
-    """Turn a network into integers, or say what it lacks."""
+    """Turn a network whose batch norm is folded into integers.
+
+    Raises:
+        ValueError: If the device or the weights do not allow it; `weights` is the file that is then named.
+    """
     if device.type != "cpu" or not is_available():
         raise ValueError(f"precision int8 needs an x86 CPU, got {device.type}. Use another precision.")
     if "ranges" not in description:

@@ -11,7 +11,7 @@ import train
 from data import load_image
 from extra import dice, load_network, save_weights
 from int8 import Convolution, Int8UNet, is_available, join, list_activations, measure_ranges, pool
-from red_network import draw_photo, make_red_network, save_weights_for
+from red_network import draw_photo, make_red_network, need, save_weights_for
 from segmenter import Segmenter, fold_batch_norm
 from unet import UNet
 
@@ -88,7 +88,7 @@ def test_a_training_saves_the_ranges_that_it_takes(tiny_settings):
 
 
 def test_shipped_weights_give_nearly_the_same_mask(tmp_path):
-    pytest.importorskip("embreex")
+    need("embreex", requirements="requirements-studio.txt")
     from studio import make_studio
 
     folder = make_studio(tmp_path, cars=1, width=240, height=160, workers=1, progress=False)
