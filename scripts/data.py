@@ -495,8 +495,12 @@ def reserve_array(path: Path, shape: tuple[int, ...]) -> None:
 
 def map_threads(function, items: Sequence, label: str, quiet: bool = False) -> Iterator:
     """Map over the machine's cores with a progress bar. Threads do: Pillow and OpenCV decode outside Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from tqdm(pool.map(function, items), label, len(items), disable=quiet, leave=False, file=sys.stderr)
+    # The bar first: a signal that reaches tqdm while it makes one, here beside busy threads, leaves a half-made bar that complains at exit.
+    bar = tqdm(desc=label, total=len(items), disable=quiet, leave=False, file=sys.stderr)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(function, items):
+            bar.update()
+            yield result
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
