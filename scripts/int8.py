@@ -132,9 +132,9 @@ class Int8UNet:
             Logits (1, out_channels, height, width), float32.
         """
         height, width, p = *image.shape[-2:], self.padding
-        x = self.surroundings.repeat(height + 2 * p, width + 2 * p, 1)
+        x = self.surroundings.expand(height + 2 * p, width + 2 * p, 3).clone()
         x[p : p + height, p : p + width] = (255 * image[0].permute(1, 2, 0)).round()
-        x = x.repeat(1, 1, COPIES)
+        x = torch.cat([x] * COPIES, 2)
         skips = []
         for first, second in self.contracting_path:
             x = second(first(x))
@@ -171,8 +171,8 @@ def join(skip: Tensor, fours: Tensor, zero_point: int, padding: int) -> Tensor:
         edge[..., :channels], edge[..., channels:] = 0, zero_point
     inside = joined[p : p + height, p : p + width]
     inside[..., :channels] = skip
-    places = inside[..., channels:].unflatten(1, (width // 2, 2)).unflatten(0, (height // 2, 2))
-    places.copy_(fours.unflatten(2, (2, 2, channels)).permute(0, 2, 1, 3, 4))
+    for place, pixels in enumerate(fours.chunk(4, 2)):
+        inside[place // 2 :: 2, place % 2 :: 2, channels:] = pixels
     return joined
 
 
