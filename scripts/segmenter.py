@@ -16,6 +16,7 @@ from machine import choose_device, choose_precision
 from unet import UNet
 
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
+SURE = 2  # logit, probability 0.88: the first look of --fast takes specks on floors and walls for car, but is sure of none
 
 
 class Segmenter:
@@ -129,10 +130,10 @@ class Segmenter:
         """Find the car in a third of the size, then look at its box alone; what lies outside the box becomes background for certain,
         since the first look is too coarse for its doubt to mean anything.
 
-        If either look finds no car, or the second finds car at the box's edge, so that more may lie outside, the whole picture is
-        looked at. A second car, far away and too small for the first look, stays unseen. On 134 photos of 26 Carvana cars the whole was
-        never needed, mean Dice the same within 0.00002, the mask in 99.99 % of the pixels, and the network took 0.74 of the time; with
-        integers as well, on 64 native photos, Dice fell by 0.00004, with the mask the same in 99.98 %.
+        Specks of which the first look is nowhere sure do not count. Where the second finds car at the box's edge, so that more may lie
+        outside, it looks again, further; if either finds no car, at the whole picture. A second car, far away and too small for the
+        first look to be sure of it, stays unseen. On 139 photos of 26 Carvana cars one box had to grow, mean Dice was the same within
+        0.00001, the mask in 99.99 % of the pixels, and the network took 0.67 of the time in float32, 0.69 in integers.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1].
@@ -141,20 +142,24 @@ class Segmenter:
             Logits (h, w), float32.
         """
         height, width = small.shape[:2]
-        first = enlarge(self.look(area_average(small, -(-width // 3), -(-height // 3))), height, width)
-        rows, columns = (np.flatnonzero((first > 0).any(axis)) for axis in (1, 0))
+        first = self.look(area_average(small, -(-width // 3), -(-height // 3)))
+        n_parts, parts = cv2.connectedComponents((first > 0).view(np.uint8))
+        is_car = np.zeros(n_parts, bool)
+        is_car[parts[first > SURE]] = True
+        rows, columns = (np.flatnonzero(is_car[parts].any(axis)) for axis in (1, 0))
         if rows.size == 0:
             return self.look(small)
-        top, bottom = widen(rows[0], rows[-1] + 1, height)
-        left, right = widen(columns[0], columns[-1] + 1, width)
-        box = self.look(np.ascontiguousarray(small[top:bottom, left:right]))
-        cuts_through = (
-            (top > 0 and box[0].max() > 0)
-            or (bottom < height and box[-1].max() > 0)
-            or (left > 0 and box[:, 0].max() > 0)
-            or (right < width and box[:, -1].max() > 0)
-        )
-        if cuts_through or box.max() <= 0:
+        top, bottom = widen(3 * rows[0], 3 * rows[-1] + 3, height)
+        left, right = widen(3 * columns[0], 3 * columns[-1] + 3, width)
+        further = 64
+        while True:
+            box = self.look(np.ascontiguousarray(small[top:bottom, left:right]))
+            up, down, back, on = (further * bool(edge.max() > 0) for edge in (box[0], box[-1], box[:, 0], box[:, -1]))
+            wider = max(0, top - up), min(height, bottom + down), max(0, left - back), min(width, right + on)
+            if wider == (top, bottom, left, right):
+                break
+            (top, bottom, left, right), further = wider, 2 * further
+        if box.max() <= 0:
             return self.look(small)
         logits = np.full((height, width), -20, np.float32)
         logits[top:bottom, left:right] = box

@@ -184,13 +184,36 @@ def test_fast_looks_at_the_whole_photo_if_what_it_found_is_no_car(fast_segmenter
     assert np.array_equal(mask, look_once(fast_segmenter, photo)) and mask.any()
 
 
+def test_fast_passes_over_specks_of_which_its_first_look_is_not_sure(fast_segmenter, monkeypatch):
+    look = fast_segmenter.look
+
+    def add_specks(small):
+        logits = look(small)
+        if len(fast_segmenter.looks) == 1:
+            logits[2:5, 2:9] = logits[-3:, -20:] = 1.5
+        return logits
+
+    monkeypatch.setattr(fast_segmenter, "look", add_specks)
+    mask = fast_segmenter(draw_photo(960, 640)) > fast_segmenter.threshold
+    assert fast_segmenter.looks == [(107, 160), (256, 352)] and mask.any()
+
+
+def test_fast_finds_two_cars(fast_segmenter):
+    photo = draw_photo(960, 640)
+    photo[100:160, 20:120] = RED
+    mask = fast_segmenter(photo) > fast_segmenter.threshold
+    assert len(fast_segmenter.looks) == 2 and mask[130, 70]
+    assert np.array_equal(mask, look_once(fast_segmenter, photo))
+
+
 @pytest.mark.parametrize("turns", range(4))
-def test_fast_looks_at_the_whole_photo_if_the_box_cuts_through_the_car(fast_segmenter, turns):
+def test_fast_looks_further_where_the_box_cuts_through_the_car(fast_segmenter, turns):
     photo = draw_photo(960, 640)
     photo[:320, 480:482] = RED  # an aerial, too thin for the first look
     photo = np.ascontiguousarray(np.rot90(photo, turns))
     mask = fast_segmenter(photo) > fast_segmenter.threshold
-    assert len(fast_segmenter.looks) == 3 and max(fast_segmenter.looks[-1]) == 480
+    first, box, further = fast_segmenter.looks
+    assert further[turns % 2] > box[turns % 2] and further[1 - turns % 2] == box[1 - turns % 2]
     assert np.rot90(mask, -turns)[10, 480]
     assert np.array_equal(mask, look_once(fast_segmenter, photo))
 
