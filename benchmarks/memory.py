@@ -47,7 +47,7 @@ def our_training(base_width: int, batch_size: int, width: int, height: int) -> I
 def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[float]:
     """Yield the peak in MiB of predicting masks of all photos."""
     yield 0.0
-    steps = our_prediction(pairs, weights, ("mask",), work_dir)
+    steps = our_prediction([pair.image_path for pair in pairs], weights, ("mask",), work_dir)
     next(steps), next(steps)
     yield machine.peak_memory_mib(torch.device("cpu"))
 

@@ -3,7 +3,8 @@
     python benchmarks/prediction.py
 
 Textbook: one at a time, whole decode with Pillow, float32, PNG as Pillow saves it. Ours: predict.py, from reading its weights to
-the last file on disk, as it is and with --fast. Both with the same weights, all cores, and photos that the system holds in memory.
+the last file on disk, as it is and with --fast. Both with the same weights, all cores, and photos that the system holds in memory:
+the studio's, whose cars the shipped weights have never seen, or those of a folder, such as the competition's with --photos data/test.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 import common
 import extra
 import textbook
-from data import Pair
+from data import IMAGE_SUFFIXES, list_files
 from unet import UNet
 
 
@@ -28,28 +29,27 @@ def random_weights(path: Path) -> Path:
     return path
 
 
-def textbook_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
+def textbook_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
     """Yield photos per second."""
     network, description = extra.load_network(weights)
     output_dir = work_dir / "masks_textbook"
     output_dir.mkdir(exist_ok=True)
     size = description["image_width"], description["image_height"]
-    paths = [pair.image_path for pair in pairs]
-    list(textbook.predict(network, paths[:2], *size, output_dir))
+    list(textbook.predict(network, photos[:2], *size, output_dir))
     yield 0.0
     while True:
         started = time.perf_counter()
-        for _ in textbook.predict(network, paths, *size, output_dir):
+        for _ in textbook.predict(network, photos, *size, output_dir):
             pass
-        yield len(pairs) / (time.perf_counter() - started)
+        yield len(photos) / (time.perf_counter() - started)
 
 
-def our_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
+def our_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
     """Yield photos per second."""
     import predict
 
     output_dir = work_dir / "masks_ours"
-    settings = predict.Settings(photos=(pairs[0].image_path.parent,), output=output_dir, outputs=outputs, weights=weights, fast=fast)
+    settings = predict.Settings(photos=tuple(photos), output=output_dir, outputs=outputs, weights=weights, fast=fast)
     yield 0.0
     while True:
         shutil.rmtree(output_dir, ignore_errors=True)
@@ -57,7 +57,7 @@ def our_prediction(pairs: list[Pair], weights: Path, outputs: tuple[str, ...], w
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             if predict.predict(settings):
                 raise RuntimeError("predict.py failed on some photos.")
-        yield len(pairs) / (time.perf_counter() - started)
+        yield len(photos) / (time.perf_counter() - started)
 
 
 def choose_weights(arguments) -> Path:
@@ -68,8 +68,11 @@ def choose_weights(arguments) -> Path:
 
 
 def main() -> None:
-    arguments = common.parse_arguments(__doc__, cars=3, weights=None)
-    pairs = common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)
+    arguments = common.parse_arguments(__doc__, cars=3, weights=None, photos=None)
+    if arguments.photos:
+        photos, of_what = list_files(arguments.photos, IMAGE_SUFFIXES), f" of {arguments.photos}"
+    else:
+        photos, of_what = [pair.image_path for pair in common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)], ""
     weights = choose_weights(arguments)
     network, description = extra.load_network(weights)
     size = (
@@ -81,8 +84,8 @@ def main() -> None:
         ("prediction: masks and cut-outs", ("mask", "cutout"), False),
     ):
         other_way = textbook_prediction if outputs == ("mask",) else None  # the textbook makes no cut-outs
-        measured = common.measure_pairs(other_way, our_prediction, (pairs, weights, outputs, arguments.work_dir, fast), arguments.pairs)
-        common.report(arguments.results, question, f"{len(pairs)} photos, network at {size}", "photos/s", measured)
+        measured = common.measure_pairs(other_way, our_prediction, (photos, weights, outputs, arguments.work_dir, fast), arguments.pairs)
+        common.report(arguments.results, question, f"{len(photos)} photos{of_what}, network at {size}", "photos/s", measured)
 
 
 if __name__ == "__main__":

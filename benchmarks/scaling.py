@@ -50,7 +50,7 @@ def epoch_seconds(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[
 
 
 def prediction_seconds(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[float]:
-    steps = our_prediction(pairs, weights, ("mask",), work_dir)
+    steps = our_prediction([pair.image_path for pair in pairs], weights, ("mask",), work_dir)
     next(steps)
     yield 0.0
     for photos_per_second in steps:
