@@ -70,22 +70,23 @@ def choose_weights(arguments) -> Path:
 def main() -> None:
     arguments = common.parse_arguments(__doc__, cars=3, weights=None, photos=None)
     if arguments.photos:
-        photos, of_what = list_files(arguments.photos, IMAGE_SUFFIXES), f" of {arguments.photos}"
+        photos, kind = list_files(arguments.photos, IMAGE_SUFFIXES), f"photos of {arguments.photos}"
     else:
-        photos, of_what = [pair.image_path for pair in common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)], ""
+        photos = [pair.image_path for pair in common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)]
+        kind = "native photos"
     weights = choose_weights(arguments)
     network, description = extra.load_network(weights)
     size = (
         f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
     )
     for question, outputs, fast in (
-        ("prediction: native photos to masks", ("mask",), False),
-        ("prediction --fast: native photos to masks", ("mask",), True),
-        ("prediction: masks and cut-outs", ("mask", "cutout"), False),
+        (f"prediction: {kind} to masks", ("mask",), False),
+        (f"prediction --fast: {kind} to masks", ("mask",), True),
+        ("prediction: masks and cut-outs" + (f", {kind}" if arguments.photos else ""), ("mask", "cutout"), False),
     ):
         other_way = textbook_prediction if outputs == ("mask",) else None  # the textbook makes no cut-outs
         measured = common.measure_pairs(other_way, our_prediction, (photos, weights, outputs, arguments.work_dir, fast), arguments.pairs)
-        common.report(arguments.results, question, f"{len(photos)} photos{of_what}, network at {size}", "photos/s", measured)
+        common.report(arguments.results, question, f"{len(photos)} photos, network at {size}", "photos/s", measured)
 
 
 if __name__ == "__main__":

@@ -10,27 +10,28 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_benchmark(name: str, *arguments) -> subprocess.CompletedProcess:
+def run_benchmark(name: str, *arguments, folder: Path | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, BENCHMARKS / name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=folder, check=False)
 
 
 @pytest.mark.parametrize(
     ("script", "line"),
     [
         ("train_step.py", "training step, 48x32"),
-        ("cache.py", "first pass into the cache"),
+        ("cache.py --photos train --masks train_masks", "first pass into the cache, photos of train"),
         ("epochs_data.py", "data of a later epoch"),
-        ("prediction.py", "prediction: native photos to masks"),
+        ("prediction.py --photos train", "prediction: photos of train to masks"),
         ("waiting.py", "share of an epoch waiting for data"),
         ("memory.py", "peak memory of training"),
         ("accuracy.py", "Dice at the photos' own size"),
     ],
 )
-def test_a_benchmark_measures_both_ways_and_gives_their_ratio(tmp_path, script, line):
+def test_a_benchmark_measures_both_ways_and_gives_their_ratio(tmp_path, tiny_set, script, line):
     results = tmp_path / "results.csv"
-    done = run_benchmark(script, "--quick", "--pairs", 1, "--work-dir", tmp_path, "--results", results)
+    script, *own_photos = script.split()
+    done = run_benchmark(script, *own_photos, "--quick", "--pairs", 1, "--work-dir", tmp_path, "--results", results, folder=tiny_set)
     assert done.returncode == 0, done.stderr
     assert line in done.stdout and "times (" in done.stdout
     assert results.read_text().startswith("date,commit,question,setting,textbook,ours,unit,ratio")
@@ -50,3 +51,5 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path):
     (tmp_path / "drawn_96x64_12").mkdir()  # a folder of photos without photos
     done = run_benchmark("cache.py", "--quick", "--pairs", 1, "--work-dir", tmp_path)
     assert done.returncode == 1 and "train is not a folder" in done.stderr and "Traceback" not in done.stderr
+    done = run_benchmark("cache.py", "--quick", "--photos", tmp_path, "--work-dir", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: photos and masks must be named together, got one of them.\n")
