@@ -114,7 +114,12 @@ def serve(pipe, way: Callable, arguments: tuple) -> None:
 
 
 def measure_pairs(
-    textbook: Callable | None, ours: Callable, arguments: tuple, n_pairs: int, our_arguments: tuple | None = None
+    textbook: Callable | None,
+    ours: Callable,
+    arguments: tuple,
+    n_pairs: int,
+    our_arguments: tuple | None = None,
+    anew: bool = False,
 ) -> list[tuple[float | None, float]]:
     """Measure both ways in turn; which goes first alternates.
 
@@ -124,19 +129,25 @@ def measure_pairs(
         arguments: Of both ways.
         n_pairs: How often each is measured.
         our_arguments: Of our way, where they differ.
+        anew: Start new processes for each pair: what a user's process does but once must not find memory that it has warmed before.
 
     Returns:
         A (textbook, ours) for each pair.
     """
-    ways = {"textbook": Way(textbook, *arguments)} if textbook else {}
+    start = {"textbook": lambda: Way(textbook, *arguments)} if textbook else {}
+    start["ours"] = lambda: Way(ours, *(arguments if our_arguments is None else our_arguments))
+    ways, pairs = {}, []
     try:
-        ways["ours"] = Way(ours, *(arguments if our_arguments is None else our_arguments))
-        pairs = []
         for number in range(n_pairs):
+            for name in start:
+                if name not in ways:
+                    ways[name] = start[name]()
             order = list(ways) if number % 2 == 0 else list(ways)[::-1]
             values = {name: ways[name].measure() for name in order}
             pairs.append((values.get("textbook"), values["ours"]))
             print(f"  pair {number + 1}: " + ", ".join(f"{name} {values[name]:.4g}" for name in ways), flush=True)
+            while anew and ways:
+                ways.popitem()[1].close()
         return pairs
     finally:
         for way in ways.values():

@@ -56,9 +56,8 @@ def main() -> None:
     arguments = common.parse_arguments(__doc__, weights=None)
     device = machine.choose_device("auto").type
     for base_width, batch_size, width, height in [(4, 2, 48, 32)] if arguments.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]:
-        measured = []
-        for _ in range(arguments.pairs):  # a process has but one peak, so that each pair takes new ones
-            measured += common.measure_pairs(textbook_training, our_training, (base_width, batch_size, width, height), 1)
+        ways = (base_width, batch_size, width, height)
+        measured = common.measure_pairs(textbook_training, our_training, ways, arguments.pairs, anew=True)  # a process has but one peak
         setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, {device}"
         common.report(arguments.results, "peak memory of training", setting, "MiB", measured, less_is_better=True)
 

@@ -3,8 +3,9 @@
     python benchmarks/prediction.py
 
 Textbook: one at a time, whole decode with Pillow, float32, PNG as Pillow saves it. Ours: predict.py, from reading its weights to
-the last file on disk, as it is and with --fast. Both with the same weights, all cores, and photos that the system holds in memory:
-the studio's, whose cars the shipped weights have never seen, or those of a folder, such as the competition's with --photos data/test.
+the last file on disk, as it is and with --fast. Both with the same weights, all cores, a new process each time, and photos that
+the system holds in memory: the studio's, whose cars the shipped weights have never seen, or those of a folder, such as the
+competition's with --photos data/test.
 """
 
 import contextlib
@@ -85,7 +86,8 @@ def main() -> None:
         ("prediction: masks and cut-outs" + (f", {kind}" if arguments.photos else ""), ("mask", "cutout"), False),
     ):
         other_way = textbook_prediction if outputs == ("mask",) else None  # the textbook makes no cut-outs
-        measured = common.measure_pairs(other_way, our_prediction, (photos, weights, outputs, arguments.work_dir, fast), arguments.pairs)
+        ways = (photos, weights, outputs, arguments.work_dir, fast)
+        measured = common.measure_pairs(other_way, our_prediction, ways, arguments.pairs, anew=True)
         common.report(arguments.results, question, f"{len(photos)} photos, network at {size}", "photos/s", measured)
 
 
