@@ -112,7 +112,7 @@ def make_app(segmenter: Segmenter):
             return None, WELCOME
         started = time.perf_counter()
         shown = photos[min(index, len(photos) - 1)]
-        before, after, size, share = draw_view(shown, view, read_choice(choice, colour, own, request), threshold)
+        before, after, size, share = draw_view(shown, view, read_choice(choice, colour, own), threshold)
         folder = visitors.folder(request.session_hash, passing=True)
         paths = folder / "before.jpg", folder / "after.jpg"
         for path, picture in zip(paths, (before, after)):
@@ -123,18 +123,21 @@ def make_app(segmenter: Segmenter):
         warning = warn(share, measure_doubt(shown.logits))
         return tuple(map(str, paths)), facts + (f"\n\n⚠️ {warning}" if warning else "")
 
-    def read_choice(choice, colour, own, request):
-        visitors.remember(request.session_hash, [own] if own else [])
+    def read_choice(choice, colour, own):
         try:
             return choose_background(choice, colour, own)
         except ValueError as error:
             raise gr.Error(escape(str(error)), title="This background cannot be used", print_exception=False) from None
 
     @for_visitor
+    def claim(files, request: gr.Request):
+        """Note whose the photos are, without waiting in the queue, which forgets a visitor who leaves."""
+        visitors.remember(request.session_hash, files if isinstance(files, list) else [files])
+
+    @for_visitor
     def receive(files, photos, request: gr.Request, progress=gr.Progress()):
         """Run the network on newly uploaded photos."""
         photos, files = list(photos), files or []
-        visitors.remember(request.session_hash, files)
         for path in progress.tqdm([Path(file) for file in files], desc="finding cars"):
             if request.session_hash in visitors.gone:
                 break
@@ -164,14 +167,14 @@ def make_app(segmenter: Segmenter):
 
     @for_visitor
     def download_one(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        shown, background = photos[min(index, len(photos) - 1)], read_choice(choice, colour, own, request)
+        shown, background = photos[min(index, len(photos) - 1)], read_choice(choice, colour, own)
         folder = visitors.folder(request.session_hash, passing=True)
         [path] = write_files(shown, folder, shown.name, threshold, kinds_of(view, background), background)
         return str(path)
 
     @for_visitor
     def download_all(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        background = read_choice(choice, colour, own, request)
+        background = read_choice(choice, colour, own)
         kinds = ["mask", "cutout", "overlay"] + (["background"] if background is not None else [])
         folder, used = visitors.folder(request.session_hash, passing=True), set()
         with zipfile.ZipFile(folder / "cars.zip", "w") as archive:  # PNG and JPEG are packed already
@@ -213,7 +216,8 @@ def make_app(segmenter: Segmenter):
 
         private = dict(api_visibility="private", show_progress="hidden")
         look = [photos, index, view, threshold, choice, colour, own]
-        upload.upload(
+        own.upload(claim, own, None, queue=False, **private)
+        upload.upload(claim, upload, None, queue=False, **private).then(
             receive, [upload, photos], [photos, index, upload, gallery, actions], api_visibility="private", show_progress_on=slider
         ).then(render, look, [slider, facts], **private)
         for control in (view.change, threshold.change, colour.change, own.change):

@@ -1,5 +1,6 @@
 """What the web page does for a visitor, apart from the page itself: photos in, pictures and files out, all gone at the end."""
 
+import os
 import secrets
 import shutil
 import threading
@@ -18,6 +19,7 @@ from predict import ENDINGS, encode_picture, make_pictures
 from segmenter import Segmenter, to_logit
 
 N_PASSING = 12  # pictures and downloads kept of a visitor: a moving threshold makes many
+CLAIM_SECONDS = 10  # within which a page that has sent a photo says so
 MAX_MEGAPIXELS = 50  # of a photo
 DISPLAY_SIDE = 1280  # pixels of the longer side of what the page shows; downloads have the photo's own size
 
@@ -36,7 +38,7 @@ class Visitors:
     """Folders of the page's visitors, each with a name that cannot be guessed; what is in them goes when they leave."""
 
     def __init__(self, root: Path):
-        self.root, self.folders, self.uploads, self.passing = root, {}, {}, {}
+        self.root, self.folders, self.uploads, self.passing = root.resolve(), {}, {}, {}
         self.present, self.gone = set(), set()
         self.lock = threading.Lock()
 
@@ -58,7 +60,13 @@ class Visitors:
 
     def remember(self, visitor: str, uploads: list[str]) -> None:
         with self.lock:
-            self.uploads.setdefault(visitor, set()).update(map(Path, uploads))
+            self.uploads.setdefault(visitor, set()).update(Path(upload).resolve() for upload in uploads)
+
+    def list_unclaimed(self) -> set[Path]:
+        """List the uploads, for which Gradio makes folders in `root`, that no visitor is known to have sent."""
+        folders = [(Path(folder), names) for folder, _, names in os.walk(self.root)]
+        uploads = {folder / name for folder, names in folders if folder.parent == self.root for name in names}
+        return uploads.difference(*self.uploads.values())
 
     def leave(self, visitor: str) -> None:
         """Delete all that a visitor uploaded or was given; once more when work ends that was still done for them."""
@@ -73,6 +81,17 @@ class Visitors:
             if not self.present:
                 for path in self.root.iterdir():  # what Gradio left
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            elif unclaimed := self.list_unclaimed():
+                # Sent by a page that was closed before it could say so, or by one that is just about to.
+                timer = threading.Timer(CLAIM_SECONDS, self.delete_unclaimed, [unclaimed])
+                timer.daemon = True
+                timer.start()
+
+    def delete_unclaimed(self, uploads: set[Path]) -> None:
+        """Delete those of the uploads that still nobody is known to have sent."""
+        with self.lock:
+            for upload in uploads & self.list_unclaimed():
+                upload.unlink(missing_ok=True)
 
 
 def load_upload(path: Path) -> np.ndarray:

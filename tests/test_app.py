@@ -359,6 +359,19 @@ def test_nothing_is_kept_of_a_page_that_is_closed_while_its_photos_are_worked_on
     other.context.close()
 
 
+def test_nothing_is_kept_of_a_page_that_is_closed_before_it_says_what_it_sent(visit, server, tmp_path):
+    other, page = visit(), visit()
+    upload(other, save_photo(tmp_path, "stays.png", 60, 90))
+    expect_facts(other, "stays")
+    before = server.filled_files()
+    page.route(re.compile("/queue/join|/run/"), lambda route: route.abort())
+    upload(page, save_photo(tmp_path, "secret.png", 91, 60))
+    wait_until(lambda: any(path.name == "secret.png" for path in server.files()))
+    page.context.close()
+    wait_until(lambda: server.filled_files() == before)
+    other.context.close()
+
+
 def test_two_photos_of_one_name_both_come_in_the_zip(visit, tmp_path):
     page = visit()
     upload(page, *(save_photo(tmp_path, name, 90, 60) for name in ("car.jpg", "car.png", "car (2).jpg", "CAR.png")))
