@@ -134,18 +134,18 @@ def measure_pairs(
     Returns:
         A (textbook, ours) for each pair.
     """
-    start = {"textbook": lambda: Way(textbook, *arguments)} if textbook else {}
-    start["ours"] = lambda: Way(ours, *(arguments if our_arguments is None else our_arguments))
+    wanted = {"textbook": (textbook, *arguments)} if textbook else {}
+    wanted["ours"] = (ours, *(arguments if our_arguments is None else our_arguments))
     ways, pairs = {}, []
     try:
         for number in range(n_pairs):
-            for name in start:
-                if name not in ways:
-                    ways[name] = start[name]()
-            order = list(ways) if number % 2 == 0 else list(ways)[::-1]
+            if not ways:
+                for name, way_and_arguments in wanted.items():
+                    ways[name] = Way(*way_and_arguments)
+            order = list(wanted) if number % 2 == 0 else list(wanted)[::-1]
             values = {name: ways[name].measure() for name in order}
             pairs.append((values.get("textbook"), values["ours"]))
-            print(f"  pair {number + 1}: " + ", ".join(f"{name} {values[name]:.4g}" for name in ways), flush=True)
+            print(f"  pair {number + 1}: " + ", ".join(f"{name} {values[name]:.4g}" for name in wanted), flush=True)
             while anew and ways:
                 ways.popitem()[1].close()
         return pairs
