@@ -132,7 +132,7 @@ def make_app(segmenter: Segmenter):
     @for_visitor
     def claim(files, request: gr.Request):
         """Note whose the photos are, without waiting in the queue, which forgets a visitor who leaves."""
-        visitors.remember(request.session_hash, files if isinstance(files, list) else [files])
+        visitors.claim(request.session_hash, [files] if isinstance(files, str) else files or [])
 
     @for_visitor
     def receive(files, photos, request: gr.Request, progress=gr.Progress()):

@@ -19,7 +19,7 @@ from predict import ENDINGS, encode_picture, make_pictures
 from segmenter import Segmenter, to_logit
 
 N_PASSING = 12  # pictures and downloads kept of a visitor: a moving threshold makes many
-CLAIM_SECONDS = 10  # within which a page that has sent a photo says so
+CLAIM_SECONDS = 10  # an open page claims what it sent at once; what nobody claims for so long was sent by one that is closed
 MAX_MEGAPIXELS = 50  # of a photo
 DISPLAY_SIDE = 1280  # pixels of the longer side of what the page shows; downloads have the photo's own size
 
@@ -58,12 +58,13 @@ class Visitors:
                     shutil.rmtree(recent.popleft(), ignore_errors=True)
             return folder
 
-    def remember(self, visitor: str, uploads: list[str]) -> None:
+    def claim(self, visitor: str, uploads: list[str]) -> None:
+        """Note that it was this visitor who sent these files."""
         with self.lock:
             self.uploads.setdefault(visitor, set()).update(Path(upload).resolve() for upload in uploads)
 
     def list_unclaimed(self) -> set[Path]:
-        """List the uploads, for which Gradio makes folders in `root`, that no visitor is known to have sent."""
+        """List the uploads, in the folders that Gradio makes for them in `root`, that no visitor is known to have sent."""
         folders = [(Path(folder), names) for folder, _, names in os.walk(self.root)]
         uploads = {folder / name for folder, names in folders if folder.parent == self.root for name in names}
         return uploads.difference(*self.uploads.values())
@@ -82,7 +83,7 @@ class Visitors:
                 for path in self.root.iterdir():  # what Gradio left
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             elif unclaimed := self.list_unclaimed():
-                # Sent by a page that was closed before it could say so, or by one that is just about to.
+                # Sent by a page that was closed before it could claim them, or by one that is just about to.
                 timer = threading.Timer(CLAIM_SECONDS, self.delete_unclaimed, [unclaimed])
                 timer.daemon = True
                 timer.start()

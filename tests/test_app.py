@@ -487,7 +487,7 @@ def test_visitors_share_no_folder_and_leave_nothing(tmp_path):
     upload.touch()
     for name in ("../../etc", "b"):
         visitors.arrive(name)
-        visitors.remember(name, [upload])
+        visitors.claim(name, [upload])
         folder = visitors.folder(name)
         assert folder.is_relative_to(tmp_path) and ".." not in str(folder)
         (folder / "result.png").touch()
