@@ -12,25 +12,36 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 import common
-import machine
+import torch
 import train
+from carvana import machine
+
 from data import require_pairs
 
 
-def final_dice(photo_dir: Path, size: tuple[int, int], base_width: int, epochs: int, work_dir: Path, precision: str) -> Iterator[float]:
+def final_dice(
+    photo_dir: Path, size: tuple[int, int], base_width: int, epochs: int, work_dir: Path, precision: str
+) -> Iterator[float]:
     """Yield the Dice of one training after the other, seeds 0, 1, 2 ..."""
     yield 0.0
     seed = 0
     while True:
         config = train.Config(
-            train_image_dir=photo_dir / "train", train_mask_dir=photo_dir / "train_masks", image_width=size[0], image_height=size[1],
-            base_width=base_width, epochs=epochs, validation_share=0.25, seed=seed, precision=precision,
-            augment=common.version_of("albumentations") != "", checkpoint_dir=work_dir / precision / "checkpoints",
-            prediction_dir=work_dir / precision / "predictions", cache_dir=work_dir / "cache",
-        )  # fmt: skip
+            train_image_dir=photo_dir / "train",
+            train_mask_dir=photo_dir / "train_masks",
+            image_width=size[0],
+            image_height=size[1],
+            base_width=base_width,
+            epochs=epochs,
+            validation_share=0.25,
+            seed=seed,
+            precision=precision,
+            augment=common.version_of("albumentations") != "",
+            checkpoint_dir=work_dir / precision / "checkpoints",
+            prediction_dir=work_dir / precision / "predictions",
+            cache_dir=work_dir / "cache",
+        )
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             summary = train.train(config)
         yield float(summary["dice"])
@@ -50,7 +61,9 @@ def main() -> None:
             make_studio(photo_dir, arguments.cars, 480, 320)
         size, base_width = (240, 160), 16
     device = machine.choose_device("auto")
-    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float32"}[machine.choose_precision("auto", device)]
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float32"}[
+        machine.choose_precision("auto", device)
+    ]
     run = (photo_dir, size, base_width, arguments.epochs, arguments.work_dir)
     pairs = common.measure_pairs(final_dice, final_dice, (*run, "float32"), arguments.pairs, (*run, precision))
     n_photos = len(require_pairs(photo_dir / "train", photo_dir / "train_masks"))
@@ -60,7 +73,9 @@ def main() -> None:
     )
     common.report(arguments.results, "Dice at the photos' own size", setting, "Dice", pairs)
     differences = [ours - other for other, ours in pairs]
-    print(f"  {precision} minus float32, seed by seed: " + ", ".join(f"{difference:+.5f}" for difference in differences))
+    print(
+        f"  {precision} minus float32, seed by seed: " + ", ".join(f"{difference:+.5f}" for difference in differences)
+    )
     float32 = [value for value, _ in pairs]
     spread = max(float32) - min(float32)
     print(f"  mean {statistics.mean(differences):+.5f}; from seed to seed float32 itself spreads over {spread:.5f}")

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
-
 import common
-import machine
+import cv2
 import textbook
+from carvana import machine
+
 from data import Pair, build_cache, require_pairs
 
 

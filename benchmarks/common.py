@@ -26,14 +26,30 @@ from PIL import Image, ImageDraw
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
+from carvana.machine import process_context  # noqa: E402
+
 from data import Pair, require_pairs  # noqa: E402
-from machine import process_context  # noqa: E402
 
 RESULTS_PATH = PROJECT_DIR / "benchmarks/results.csv"
 COLUMNS = (
-    "date", "commit", "question", "setting", "textbook", "ours", "unit", "ratio", "ratio_low", "ratio_high", "pairs", "hardware",
-    "python", "torch", "versions", "command", "load",
-)  # fmt: skip
+    "date",
+    "commit",
+    "question",
+    "setting",
+    "textbook",
+    "ours",
+    "unit",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "pairs",
+    "hardware",
+    "python",
+    "torch",
+    "versions",
+    "command",
+    "load",
+)
 PACKAGES = ("numpy", "pillow", "opencv-python-headless", "opencv-python", "albumentations")
 
 
@@ -47,13 +63,22 @@ def parse_arguments(description: str, **defaults: int | None) -> argparse.Namesp
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="how often each way is measured, in turn")
     parser.add_argument(
-        "--quick", action="store_true", help="tiny photos and networks: shows that the script runs, measures nothing worth keeping"
+        "--quick",
+        action="store_true",
+        help="tiny photos and networks: shows that the script runs, measures nothing worth keeping",
     )
-    parser.add_argument("--work-dir", type=Path, default=PROJECT_DIR / "data/benchmarks", help="folder for photos, caches and masks")
-    parser.add_argument("--results", type=Path, help="CSV file that gets the rows; by default benchmarks/results.csv, with --quick none")
+    parser.add_argument(
+        "--work-dir", type=Path, default=PROJECT_DIR / "data/benchmarks", help="folder for photos, caches and masks"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="CSV file that gets the rows; by default benchmarks/results.csv, with --quick none"
+    )
     for name, default in defaults.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=Path if default is None else int, default=default, help=f"default {default}"
+            f"--{name.replace('_', '-')}",
+            type=Path if default is None else int,
+            default=default,
+            help=f"default {default}",
         )
     arguments = parser.parse_args()
     if arguments.pairs < 1:
@@ -158,7 +183,12 @@ def measure_pairs(
 
 
 def report(
-    results: Path | None, question: str, setting: str, unit: str, pairs: list[tuple[float | None, float]], less_is_better: bool = False
+    results: Path | None,
+    question: str,
+    setting: str,
+    unit: str,
+    pairs: list[tuple[float | None, float]],
+    less_is_better: bool = False,
 ) -> dict:
     """Print medians, the ratio and its least and greatest value over the pairs, and append the row to a CSV file.
 
@@ -192,8 +222,14 @@ def report(
         python=platform.python_version(),
         torch=version_of("torch"),
         versions=" ".join(f"{name} {version}" for name in PACKAGES if (version := version_of(name))),
-        load=f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",  # more than the cores: others were at work too
-        command=re.sub(r" --(work-dir|results)[ =]\S+", "", " ".join(["python", os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:]])),
+        load=f"{os.getloadavg()[0]:.1f}"
+        if hasattr(os, "getloadavg")
+        else "",  # more than the cores: others were at work too
+        command=re.sub(
+            r" --(work-dir|results)[ =]\S+",
+            "",
+            " ".join(["python", os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:]]),
+        ),
     )
     line = f"{question}, {setting}: "
     if ratios:
@@ -244,7 +280,15 @@ def describe_hardware() -> str:
         if "cpu family" in lines:
             name += f" family {lines['cpu family']} model {lines.get('model', '?')}"
         flags = lines.get("flags", "")
-    wide = "AMX" if "amx_bf16" in flags else "AVX512-BF16" if "avx512_bf16" in flags else "AVX512" if "avx512f" in flags else "no AVX512"
+    wide = (
+        "AMX"
+        if "amx_bf16" in flags
+        else "AVX512-BF16"
+        if "avx512_bf16" in flags
+        else "AVX512"
+        if "avx512f" in flags
+        else "no AVX512"
+    )
     text = f"{name}, {os.cpu_count()} cores, {wide}"
     if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_available():
         text = f"{torch.cuda.get_device_name()}, {text}"

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import torch
-
 import common
+import cv2
 import textbook
+import torch
 import train
+
 from data import CarDataset, EpochBatches, Pair, build_cache, make_loader
 
 
@@ -66,7 +66,13 @@ def main() -> None:
     for width, height in [(48, 32)] if arguments.quick else [(240, 160), (480, 320)]:
         ways = (pairs, width, height, arguments.work_dir / "cache", 16 if arguments.quick else 2048)
         measured = common.measure_pairs(textbook_epoch, our_epoch, ways, arguments.pairs)
-        common.report(arguments.results, "data of a later epoch", f"{width}x{height}, augmented, one core, CPU time", "images/s", measured)
+        common.report(
+            arguments.results,
+            "data of a later epoch",
+            f"{width}x{height}, augmented, one core, CPU time",
+            "images/s",
+            measured,
+        )
 
 
 if __name__ == "__main__":

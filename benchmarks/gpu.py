@@ -14,20 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 import common
-import machine
 import textbook
+import torch
 from accuracy import final_dice
-from data import CarDataset, EpochBatches, Pair, build_cache, make_loader
+from carvana import machine
 from train_step import FLOPS_PER_PIXEL, make_our_step, our_steps, random_batch, textbook_steps
 from waiting import our_share, textbook_share
+
+from data import CarDataset, EpochBatches, Pair, build_cache, make_loader
 
 TIME_LIMIT = 480  # seconds, after which no further part is begun, so that the whole ends within 10 minutes
 
 
-def textbook_epoch(pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path) -> Iterator[float]:
+def textbook_epoch(
+    pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path
+) -> Iterator[float]:
     """Yield images per second of an epoch, from files on disk."""
     step = textbook.make_step(base_width, "cuda")
     loader = textbook.make_loader(pairs, width, height, batch_size, augment=False)
@@ -38,7 +40,9 @@ def textbook_epoch(pairs: list[Pair], width: int, height: int, base_width: int, 
         yield len(pairs) / seconds
 
 
-def our_epoch(pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path) -> Iterator[float]:
+def our_epoch(
+    pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path
+) -> Iterator[float]:
     """Yield images per second of an epoch, from the cache."""
     device = machine.choose_device("cuda")
     torch.backends.cudnn.benchmark = True
@@ -107,23 +111,47 @@ def main() -> None:
             return None
 
     def measure(
-        question: str, setting: str, unit: str, textbook_way, our_way, ours: tuple, others: tuple, less_is_better: bool = False
+        question: str,
+        setting: str,
+        unit: str,
+        textbook_way,
+        our_way,
+        ours: tuple,
+        others: tuple,
+        less_is_better: bool = False,
     ) -> float | None:
         """Measure and report one row; give our median, or None where it could not be measured."""
-        pairs = attempt(f"{question}, {setting}", common.measure_pairs, textbook_way, our_way, others, arguments.pairs, ours)
-        return float(common.report(arguments.results, question, setting, unit, pairs, less_is_better)["ours"]) if pairs else None
+        pairs = attempt(
+            f"{question}, {setting}", common.measure_pairs, textbook_way, our_way, others, arguments.pairs, ours
+        )
+        return (
+            float(common.report(arguments.results, question, setting, unit, pairs, less_is_better)["ours"])
+            if pairs
+            else None
+        )
 
     for width, height in sizes:
         for batch_size in batch_sizes:
-            n_steps = 2 if arguments.quick else round(480 * 320 * 320 / (width * height * batch_size))  # about a second each
+            n_steps = (
+                2 if arguments.quick else round(480 * 320 * 320 / (width * height * batch_size))
+            )  # about a second each
             step_setting = (base_width, batch_size, width, height, n_steps, "cuda")
             for compiled in (False, True) if batch_size == batch_sizes[len(batch_sizes) // 2] else (False,):
                 setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, cuda, {'compiled' if compiled else 'eager'}"
                 speed = measure(
-                    "training step", setting, "images/s", textbook_steps, our_steps, (*step_setting, 0, "auto", compiled), step_setting
+                    "training step",
+                    setting,
+                    "images/s",
+                    textbook_steps,
+                    our_steps,
+                    (*step_setting, 0, "auto", compiled),
+                    step_setting,
                 )
                 if speed is not None:
-                    print(f"  {speed * FLOPS_PER_PIXEL[64] * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s", flush=True)
+                    print(
+                        f"  {speed * FLOPS_PER_PIXEL[64] * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s",
+                        flush=True,
+                    )
 
     few = common.drawn_photos(arguments.work_dir, 16, *((96, 64) if arguments.quick else (1918, 1280)))
     pairs = common.repeat_photos(few, 2 if arguments.quick else 20, arguments.work_dir / "gpu_photos")
@@ -133,23 +161,46 @@ def main() -> None:
         measure("training epoch, loading included", setting, "images/s", textbook_epoch, our_epoch, ways, ways)
         ways = (pairs, width, height, base_width, arguments.work_dir)
         setting = f"{width}x{height}, base width {base_width}, batch 8, cuda"
-        measure("share of an epoch waiting for data", setting, "percent", textbook_share, our_share, ways, ways, less_is_better=True)
+        measure(
+            "share of an epoch waiting for data",
+            setting,
+            "percent",
+            textbook_share,
+            our_share,
+            ways,
+            ways,
+            less_is_better=True,
+        )
 
     width, height = sizes[-1]
     for compiled in (False, True):
         kind = "compiled" if compiled else "eager"
-        table = attempt(f"profile, {kind}", measure_profile, base_width, batch_sizes[len(batch_sizes) // 2], width, height, compiled)
+        table = attempt(
+            f"profile, {kind}", measure_profile, base_width, batch_sizes[len(batch_sizes) // 2], width, height, compiled
+        )
         print(table or "")
         if table and not arguments.quick:
             path = common.PROJECT_DIR / f"benchmarks/gpu_profile_{kind}.txt"
-            path.write_text(f"{common.describe_hardware()}, commit {common.describe_commit()}, {width}x{height}\n{table}\n")
+            path.write_text(
+                f"{common.describe_hardware()}, commit {common.describe_commit()}, {width}x{height}\n{table}\n"
+            )
 
-    photo_dir = common.drawn_photos(arguments.work_dir, 16 if arguments.quick else 320, 480, 320)[0].image_path.parents[1]
+    photo_dir = common.drawn_photos(arguments.work_dir, 16 if arguments.quick else 320, 480, 320)[0].image_path.parents[
+        1
+    ]
     arguments.pairs = min(arguments.pairs, 2)  # a seed a pair
     for precision in ("bf16", "fp16"):
         run = (photo_dir, sizes[0], min(base_width, 16), 2 if arguments.quick else 5, arguments.work_dir)
         setting = f"float32 against {precision}, {sizes[0][0]}x{sizes[0][1]}, base width {min(base_width, 16)}, cuda"
-        measure("Dice at the photos' own size", setting, "Dice", final_dice, final_dice, (*run, precision), (*run, "float32"))
+        measure(
+            "Dice at the photos' own size",
+            setting,
+            "Dice",
+            final_dice,
+            final_dice,
+            (*run, precision),
+            (*run, "float32"),
+        )
     print(f"{time.perf_counter() - started:.0f} seconds in all")
 
 

@@ -23,9 +23,10 @@ import numpy as np
 SCRIPT_DIR = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPT_DIR))
 
-import data  # noqa: E402
 import extra  # noqa: E402
 import train  # noqa: E402
+
+import data  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,19 @@ def train_and_predict(name: str, settings: Settings, folder: Path) -> tuple[data
         before, now = json.loads((folder / "settings.json").read_text()), train.plain(config)
         changed = [key for key in now if key not in train.FREE_ON_RESUME and before[key] != now[key]]
         if changed:
-            raise ValueError(f"{folder} must hold a training with these settings, but {', '.join(changed)} differ. Name another folder.")
+            raise ValueError(
+                f"{folder} must hold a training with these settings, but {', '.join(changed)} differ. Name another folder."
+            )
     else:
         train.train(dataclasses.replace(config, load_model=(folder / "last.pt").exists()))
     cache, _, rows = train.prepare_data(config, quiet=True)
     network, _ = extra.load_network(config.checkpoint_dir / "best.pt")
     device = train.choose_device("auto")
     precision = train.choose_precision("auto", device)
-    return cache, [(row, logits) for row, _, logits in train.predict_rows(network.to(device), cache, rows, config, device, precision)]
+    return cache, [
+        (row, logits)
+        for row, _, logits in train.predict_rows(network.to(device), cache, rows, config, device, precision)
+    ]
 
 
 def compare(settings: Settings) -> None:
@@ -99,7 +105,9 @@ def compare(settings: Settings) -> None:
         cars.append(cache.pairs[row].car)
         scores["ours"].append(extra.dice(extra.enlarge(our_logits, *mask.shape) > 0, mask))
         scores["textbook_labels_our_enlargement"].append(extra.dice(extra.enlarge(hard_logits, *mask.shape) > 0, mask))
-        cut = cv2.resize((hard_logits > 0).view(np.uint8), mask.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+        cut = cv2.resize((hard_logits > 0).view(np.uint8), mask.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(
+            bool
+        )
         scores["textbook"].append(extra.dice(cut, mask))
     print("---")
     for name, values in scores.items():

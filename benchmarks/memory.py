@@ -10,14 +10,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 import common
-import machine
 import textbook
-from data import Pair
+import torch
+from carvana import machine
 from prediction import choose_weights, our_prediction
 from train_step import make_our_step, random_batch
+
+from data import Pair
 
 
 def textbook_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
@@ -55,9 +55,13 @@ def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterato
 def main() -> None:
     arguments = common.parse_arguments(__doc__, weights=None)
     device = machine.choose_device("auto").type
-    for base_width, batch_size, width, height in [(4, 2, 48, 32)] if arguments.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]:
+    for base_width, batch_size, width, height in (
+        [(4, 2, 48, 32)] if arguments.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]
+    ):
         ways = (base_width, batch_size, width, height)
-        measured = common.measure_pairs(textbook_training, our_training, ways, arguments.pairs, anew=True)  # a process has but one peak
+        measured = common.measure_pairs(
+            textbook_training, our_training, ways, arguments.pairs, anew=True
+        )  # a process has but one peak
         setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, {device}"
         common.report(arguments.results, "peak memory of training", setting, "MiB", measured, less_is_better=True)
 
@@ -66,7 +70,13 @@ def main() -> None:
     for n in (8, 16) if arguments.quick else (104, 1000, 10_000):
         pairs = common.repeat_photos(few, n // len(few), arguments.work_dir / "many")
         measured = common.measure_pairs(None, prediction_peak, (pairs, weights, arguments.work_dir), 1)
-        common.report(arguments.results, "peak memory of prediction", f"{n} photos of 480x320, {os.cpu_count()} cores", "MiB", measured)
+        common.report(
+            arguments.results,
+            "peak memory of prediction",
+            f"{n} photos of 480x320, {os.cpu_count()} cores",
+            "MiB",
+            measured,
+        )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from pathlib import Path
 import common
 import extra
 import textbook
-from data import IMAGE_SUFFIXES, list_files
 from unet import UNet
+
+from data import IMAGE_SUFFIXES, list_files
 
 
 def random_weights(path: Path) -> Path:
@@ -30,7 +31,9 @@ def random_weights(path: Path) -> Path:
     return path
 
 
-def textbook_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
+def textbook_prediction(
+    photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False
+) -> Iterator[float]:
     """Yield photos per second."""
     network, description = extra.load_network(weights)
     output_dir = work_dir / "masks_textbook"
@@ -45,7 +48,9 @@ def textbook_prediction(photos: list[Path], weights: Path, outputs: tuple[str, .
         yield len(photos) / (time.perf_counter() - started)
 
 
-def our_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False) -> Iterator[float]:
+def our_prediction(
+    photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False
+) -> Iterator[float]:
     """Yield photos per second."""
     import predict
 
@@ -63,9 +68,13 @@ def our_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], 
 
 def choose_weights(arguments) -> Path:
     """Take the shipped weights, others named on the command line, or nonsense with --quick."""
-    from segmenter import DEFAULT_WEIGHTS
+    from carvana.segmenter import DEFAULT_WEIGHTS
 
-    return random_weights(arguments.work_dir / "random.safetensors") if arguments.quick else arguments.weights or DEFAULT_WEIGHTS
+    return (
+        random_weights(arguments.work_dir / "random.safetensors")
+        if arguments.quick
+        else arguments.weights or DEFAULT_WEIGHTS
+    )
 
 
 def main() -> None:
@@ -77,9 +86,7 @@ def main() -> None:
         kind = "native photos"
     weights = choose_weights(arguments)
     network, description = extra.load_network(weights)
-    size = (
-        f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
-    )
+    size = f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
     for question, outputs, fast in (
         (f"prediction: {kind} to masks", ("mask",), False),
         (f"prediction --fast: {kind} to masks", ("mask",), True),

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import common
 import train
-from data import Pair, build_cache
 from prediction import choose_weights, our_prediction
+
+from data import Pair, build_cache
 
 WIDTH, HEIGHT = 240, 160
 
@@ -37,10 +38,18 @@ def epoch_seconds(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[
     photos, masks = pairs[0].image_path.parent, pairs[0].mask_path.parent
     config = train.Config(
         # Validated on the same photos, so that none is taken from the training: one car in three would be, but not one in ten of many.
-        train_image_dir=photos, train_mask_dir=masks, test_image_dir=photos, test_mask_dir=masks, image_width=WIDTH, image_height=HEIGHT,
-        base_width=16, epochs=2, checkpoint_dir=work_dir / "checkpoints", prediction_dir=work_dir / "predictions",
+        train_image_dir=photos,
+        train_mask_dir=masks,
+        test_image_dir=photos,
+        test_mask_dir=masks,
+        image_width=WIDTH,
+        image_height=HEIGHT,
+        base_width=16,
+        epochs=2,
+        checkpoint_dir=work_dir / "checkpoints",
+        prediction_dir=work_dir / "predictions",
         cache_dir=work_dir / "cache",
-    )  # fmt: skip
+    )
     yield 0.0
     while True:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -92,7 +101,10 @@ def main() -> None:
             for _ in range(arguments.pairs):
                 for pairs, process in zip(sets, ways):
                     seconds[stage][len(pairs)].append(process.measure())
-                print("  " + ", ".join(f"{count} photos {values[-1]:.2f} s" for count, values in seconds[stage].items()), flush=True)
+                print(
+                    "  " + ", ".join(f"{count} photos {values[-1]:.2f} s" for count, values in seconds[stage].items()),
+                    flush=True,
+                )
         finally:
             for process in ways:
                 process.close()

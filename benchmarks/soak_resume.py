@@ -23,16 +23,17 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a process without further threads can be forked: PyTorch is imported once for all runs
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # a process without further threads can be forked: PyTorch is imported once for all runs
+)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("scripts", "tests")]
 
 import cv2  # noqa: E402
+import extra  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import tyro  # noqa: E402
-
-import extra  # noqa: E402
 import train  # noqa: E402
+import tyro  # noqa: E402
 from conftest import draw_cars  # noqa: E402
 
 TIMING_COLUMNS = ("images_per_second", "data_wait", "seconds")
@@ -199,7 +200,11 @@ def compare_runs(folder: Path, reference: Path) -> list[str]:
     """Name all that differs between two finished runs: checkpoints, history, scores, pictures, and which files there are."""
     found = []
     files = [
-        {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name not in (".lock", "log.txt")}
+        {
+            str(path.relative_to(run))
+            for path in run.rglob("*")
+            if path.is_file() and path.name not in (".lock", "log.txt")
+        }
         for run in (folder, reference)
     ]
     leftover = {"checkpoints/last.pt.new"}  # of a kill during the last save of an epoch; the next save takes its place
@@ -208,7 +213,9 @@ def compare_runs(folder: Path, reference: Path) -> list[str]:
         ours, theirs = folder / name, reference / name
         if name.endswith(".pt"):
             if "previous" not in name:  # which save came before the last one depends on the interruptions
-                found += [f"{name}{what}" for what in differing(extra.read_checkpoint(ours), extra.read_checkpoint(theirs))]
+                found += [
+                    f"{name}{what}" for what in differing(extra.read_checkpoint(ours), extra.read_checkpoint(theirs))
+                ]
         elif name.endswith(".safetensors"):
             found += [f"{name}{what}" for what in differing(shared_weights(ours), shared_weights(theirs))]
         elif name.endswith("history.csv"):
@@ -224,11 +231,27 @@ def soak(settings: Settings, folder: Path) -> dict:
 
     def config_of(run: Path, load_model: bool = False) -> train.Config:
         return train.Config(
-            train_image_dir=data / "train", train_mask_dir=data / "train_masks", cache_dir=folder / "cache",
-            checkpoint_dir=run / "checkpoints", prediction_dir=run / "predictions", mirror_dir=run / "mirror",
-            validation_share=0.34, image_width=48, image_height=32, base_width=4, batch_size=3, epochs=2, warmup=0.2, ema_decay=0.9,
-            background=0.5, checkpoint_minutes=0, workers=0, device="cpu", precision=settings.precision, load_model=load_model,
-        )  # fmt: skip
+            train_image_dir=data / "train",
+            train_mask_dir=data / "train_masks",
+            cache_dir=folder / "cache",
+            checkpoint_dir=run / "checkpoints",
+            prediction_dir=run / "predictions",
+            mirror_dir=run / "mirror",
+            validation_share=0.34,
+            image_width=48,
+            image_height=32,
+            base_width=4,
+            batch_size=3,
+            epochs=2,
+            warmup=0.2,
+            ema_decay=0.9,
+            background=0.5,
+            checkpoint_minutes=0,
+            workers=0,
+            device="cpu",
+            precision=settings.precision,
+            load_model=load_model,
+        )
 
     reference = folder / "reference"
     reference.mkdir()
@@ -256,7 +279,9 @@ def soak(settings: Settings, folder: Path) -> dict:
                 # At a random time after a random moment: time alone would depend on how busy the machine is.
                 process = start(config, log)
                 moment = int(rng.integers(0, max(1, (len(moments) - done) // 2)))
-                while len(MOMENTS.names()) < moment and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                while len(MOMENTS.names()) < moment and not os.waitid(
+                    os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT
+                ):
                     time.sleep(0.002)
                 time.sleep(rng.uniform(0, 0.03))
                 os.kill(process, signal.SIGKILL)  # a process that has ended but was not waited for takes this calmly
@@ -277,7 +302,9 @@ def soak(settings: Settings, folder: Path) -> dict:
                 break
             expected = -signal.SIGKILL if how == "kill" else 128 + SIGNALS[how]
             if code != expected:
-                problems.append(f"{run.name} left with {code} instead of {expected} after {how}: {log.read_text()[-2000:]}")
+                problems.append(
+                    f"{run.name} left with {code} instead of {expected} after {how}: {log.read_text()[-2000:]}"
+                )
             n_kills += 1
             n_planned += not outside
             where = (passed[-1] if passed else "before the first moment") if outside else strike[0]
@@ -292,10 +319,15 @@ def soak(settings: Settings, folder: Path) -> dict:
         if settings.keep is None and not problems:
             shutil.rmtree(run)
     return dict(
-        kills=exit_codes.get("kill", 0), sigterm=exit_codes.get("term", 0), sigint=exit_codes.get("int", 0), runs=n_runs,
-        moments_in_a_run=len(moments), **{f"struck {name}": count for name, count in sorted(struck.items())}, mismatches=len(problems),
+        kills=exit_codes.get("kill", 0),
+        sigterm=exit_codes.get("term", 0),
+        sigint=exit_codes.get("int", 0),
+        runs=n_runs,
+        moments_in_a_run=len(moments),
+        **{f"struck {name}": count for name, count in sorted(struck.items())},
+        mismatches=len(problems),
         problems=problems,
-    )  # fmt: skip
+    )
 
 
 def main(args: list[str]) -> int:
@@ -313,7 +345,12 @@ def main(args: list[str]) -> int:
     problems = summary.pop("problems")
     for problem in problems:
         print(problem, file=sys.stderr)
-    for key, value in {**summary, "precision": settings.precision, "seed": settings.seed, "seconds": round(time.perf_counter() - begun)}.items():
+    for key, value in {
+        **summary,
+        "precision": settings.precision,
+        "seed": settings.seed,
+        "seconds": round(time.perf_counter() - begun),
+    }.items():
         print(f"{key}: {value}")
     return 1 if problems else 0
 

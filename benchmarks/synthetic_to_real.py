@@ -63,11 +63,16 @@ def tell_errors(prediction: np.ndarray, mask: np.ndarray) -> dict[str, int]:
     mask8 = mask.astype(np.uint8)
     edge = cv2.dilate(mask8, disc) != cv2.erode(mask8, disc, borderValue=1)
     rows = np.flatnonzero(mask.any(1))
-    lower = np.arange(len(mask))[:, None] > (rows.min() + rows.max()) / 2 if len(rows) else np.ones((len(mask), 1), bool)
+    lower = (
+        np.arange(len(mask))[:, None] > (rows.min() + rows.max()) / 2 if len(rows) else np.ones((len(mask), 1), bool)
+    )
     wrong = {"missed": mask & ~prediction & ~edge, "false": prediction & ~mask & ~edge}
     counts = {"edge": int(np.count_nonzero((prediction != mask) & edge))}
     for kind, pixels in wrong.items():
-        counts[f"{kind}_upper"], counts[f"{kind}_lower"] = int(np.count_nonzero(pixels & ~lower)), int(np.count_nonzero(pixels & lower))
+        counts[f"{kind}_upper"], counts[f"{kind}_lower"] = (
+            int(np.count_nonzero(pixels & ~lower)),
+            int(np.count_nonzero(pixels & lower)),
+        )
     return counts
 
 
@@ -81,10 +86,20 @@ def main(settings: Settings) -> None:
     make_studio(studio_dir, settings.cars, settings.width, settings.height, settings.studio_seed, stray=settings.stray)
     studio_seconds = time.perf_counter() - started
     config = train.Config(
-        train_image_dir=studio_dir / "train", train_mask_dir=studio_dir / "train_masks", image_width=settings.width, image_height=settings.height,
-        base_width=settings.base_width, epochs=settings.epochs, batch_size=settings.batch_size, background=settings.background, seed=settings.seed,
-        device=settings.device, checkpoint_dir=settings.work_dir / "checkpoints", prediction_dir=settings.work_dir / "predictions", cache_dir=settings.work_dir / "cache",
-    )  # fmt: skip
+        train_image_dir=studio_dir / "train",
+        train_mask_dir=studio_dir / "train_masks",
+        image_width=settings.width,
+        image_height=settings.height,
+        base_width=settings.base_width,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        background=settings.background,
+        seed=settings.seed,
+        device=settings.device,
+        checkpoint_dir=settings.work_dir / "checkpoints",
+        prediction_dir=settings.work_dir / "predictions",
+        cache_dir=settings.work_dir / "cache",
+    )
     weights = settings.weights
     if weights is None:
         train.train(config)
@@ -97,7 +112,9 @@ def main(settings: Settings) -> None:
     network = network.to(device)
     cache = build_cache(real, config.image_width, config.image_height, config.cache_dir)
     studio_cache = train.prepare_data(config, quiet=True)[0]
-    mean_mask = np.mean([row / np.float32(255) for row in studio_cache.coverage[:: max(1, len(studio_cache.pairs) // 512)]], axis=0)
+    mean_mask = np.mean(
+        [row / np.float32(255) for row in studio_cache.coverage[:: max(1, len(studio_cache.pairs) // 512)]], axis=0
+    )
     errors: dict[str, int] = {}
     pixels = 0
 
@@ -121,21 +138,34 @@ def main(settings: Settings) -> None:
     examples = {
         real_row: logits
         for real_row, _, logits in train.predict_rows(
-            network, cache, [n for n, pair in enumerate(real) if pair.name in {row["name"] for row in worst[:6]}], config, device, precision
+            network,
+            cache,
+            [n for n, pair in enumerate(real) if pair.name in {row["name"] for row in worst[:6]}],
+            config,
+            device,
+            precision,
         )
     }
     extra.save_picture(config.prediction_dir / "worst_real.png", extra.draw_predictions(list(examples.items()), cache))
     total = max(1, sum(errors.values()))
     report = {
-        "real_dice": f"{card['dice']:.5f}", "real_dice_low": f"{card['dice_low']:.5f}", "real_dice_high": f"{card['dice_high']:.5f}",
-        "real_photos": card["n_images"], "real_cars": card["n_cars"],
-        "cars_below_0.9": int((car_dice < 0.9).sum()), "worst_car_dice": f"{car_dice.min():.5f}", "median_car_dice": f"{np.median(car_dice):.5f}",
+        "real_dice": f"{card['dice']:.5f}",
+        "real_dice_low": f"{card['dice_low']:.5f}",
+        "real_dice_high": f"{card['dice_high']:.5f}",
+        "real_photos": card["n_images"],
+        "real_cars": card["n_cars"],
+        "cars_below_0.9": int((car_dice < 0.9).sum()),
+        "worst_car_dice": f"{car_dice.min():.5f}",
+        "median_car_dice": f"{np.median(car_dice):.5f}",
         "wrong_pixels": f"{sum(errors.values()) / pixels:.5f}",
         **{f"wrong_{kind}": f"{count / total:.3f}" for kind, count in sorted(errors.items())},
         "worst_photos": " ".join(f"{row['name']}={row['dice']:.3f}" for row in worst),
-        "worst_picture": config.prediction_dir / "worst_real.png", "studio_seconds": f"{studio_seconds:.1f}", "seconds": f"{time.perf_counter() - started:.1f}",
-        "cpu_cores": os.cpu_count(), "device": train.device_name(device),
-    }  # fmt: skip
+        "worst_picture": config.prediction_dir / "worst_real.png",
+        "studio_seconds": f"{studio_seconds:.1f}",
+        "seconds": f"{time.perf_counter() - started:.1f}",
+        "cpu_cores": os.cpu_count(),
+        "device": train.device_name(device),
+    }
     print("---")
     for key, value in report.items():
         print(f"{key + ':':<20}{value}")

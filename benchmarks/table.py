@@ -36,12 +36,24 @@ def format_table(rows: list[dict]) -> str:
         lines += [f"{hardware}; Python {ours[-1]['python']}, PyTorch {ours[-1]['torch']}, {ours[-1]['versions']}:", ""]
         lines += ["| " + " | ".join(HEADER) + " |", "|---|---|--:|--:|---|--:|---|--:|---|"]
         for row in ours:
-            spread = f"{row['ratio_low']} to {row['ratio_high']}, {row['pairs']} pairs" if row["ratio"] else f"median of {row['pairs']}"
-            cells = {**row, "textbook": row["textbook"] or "-", "ratio": row["ratio"] or "-", "spread": spread, "load": row["load"] or "-"}
+            spread = (
+                f"{row['ratio_low']} to {row['ratio_high']}, {row['pairs']} pairs"
+                if row["ratio"]
+                else f"median of {row['pairs']}"
+            )
+            cells = {
+                **row,
+                "textbook": row["textbook"] or "-",
+                "ratio": row["ratio"] or "-",
+                "spread": spread,
+                "load": row["load"] or "-",
+            }
             lines.append("| " + " | ".join(re.sub(r"\|", "/", cells[name]) for name in HEADER) + " |")
         lines.append("")
     if not any("NVIDIA" in row["hardware"] or "cuda" in row["setting"] for row in rows):
-        lines.append("On a GPU: not measured. `python benchmarks/gpu.py` fills those rows in less than 10 minutes, without network.")
+        lines.append(
+            "On a GPU: not measured. `python benchmarks/gpu.py` fills those rows in less than 10 minutes, without network."
+        )
     return "\n".join(lines)
 
 

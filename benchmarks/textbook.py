@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from unet import UNet
 
 from data import Pair, make_transform
-from unet import UNet
 
 
 def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +49,9 @@ class TextbookDataset(Dataset):
         return image.contiguous(), (torch.from_numpy(mask) > 127).float().unsqueeze(0)
 
 
-def make_loader(pairs: list[Pair], width: int, height: int, batch_size: int, workers: int = 2, augment: bool = True) -> DataLoader:
+def make_loader(
+    pairs: list[Pair], width: int, height: int, batch_size: int, workers: int = 2, augment: bool = True
+) -> DataLoader:
     """Load shuffled batches with a few worker processes, started anew each epoch."""
     dataset = TextbookDataset(pairs, width, height, augment)
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=torch.cuda.is_available())
@@ -103,7 +105,13 @@ def predict(network: nn.Module, image_paths: list[Path], width: int, height: int
     network.eval()
     for path in image_paths:
         photo = Image.open(path).convert("RGB")
-        image = torch.from_numpy(np.array(photo.resize((width, height), Image.BILINEAR))).permute(2, 0, 1).float().div(255).unsqueeze(0)
+        image = (
+            torch.from_numpy(np.array(photo.resize((width, height), Image.BILINEAR)))
+            .permute(2, 0, 1)
+            .float()
+            .div(255)
+            .unsqueeze(0)
+        )
         probability = torch.sigmoid(network(image))
         probability = F.interpolate(probability, (photo.height, photo.width), mode="bilinear")
         mask = (probability[0, 0].numpy() > 0.5).astype(np.uint8) * 255

@@ -12,15 +12,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import torch
-
 import common
-import machine
 import textbook
+import torch
 import train
+from carvana import machine
 from unet import UNet
 
-FLOPS_PER_PIXEL = {16: 3 * 0.0925e6, 64: 3 * 1.470e6}  # of a training step, by base width: forward, and twice that for the gradients
+FLOPS_PER_PIXEL = {
+    16: 3 * 0.0925e6,
+    64: 3 * 1.470e6,
+}  # of a training step, by base width: forward, and twice that for the gradients
 
 
 def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,8 +130,12 @@ def convolution_ceiling(precision: torch.dtype) -> Iterator[float]:
 
 
 def measure_ceiling(arguments) -> None:
-    pairs = common.measure_pairs(convolution_ceiling, convolution_ceiling, (torch.float32,), arguments.pairs, (torch.bfloat16,))
-    common.report(arguments.results, "ceiling: one convolution", "float32 against bf16, 256 channels, CPU", "TFLOP/s", pairs)
+    pairs = common.measure_pairs(
+        convolution_ceiling, convolution_ceiling, (torch.float32,), arguments.pairs, (torch.bfloat16,)
+    )
+    common.report(
+        arguments.results, "ceiling: one convolution", "float32 against bf16, 256 channels, CPU", "TFLOP/s", pairs
+    )
 
 
 def main() -> None:
@@ -157,7 +163,8 @@ def main() -> None:
             print(
                 "  TFLOP/s: "
                 + ", ".join(
-                    f"{name} {statistics.median(column) * flops / 1e12:.3f}" for name, column in zip(("textbook", "ours"), zip(*pairs))
+                    f"{name} {statistics.median(column) * flops / 1e12:.3f}"
+                    for name, column in zip(("textbook", "ours"), zip(*pairs))
                 )
             )
 

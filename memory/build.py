@@ -14,11 +14,12 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 MEMORY_DIR = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import experiments  # noqa: E402
 import extra  # noqa: E402
 import figures  # noqa: E402
 import leak  # noqa: E402
 from unet import UNet  # noqa: E402
+
+import experiments  # noqa: E402
 
 NEEDS = {  # what the report is made of, and the command that makes it
     **{f"{name}/run.json": "python scripts/experiments.py" for name in experiments.GRID},
@@ -27,7 +28,11 @@ NEEDS = {  # what the report is made of, and the command that makes it
     "masks.json": "python memory/measure_masks.py",
     "studio_views.csv": "python memory/studio_views.py",
 }
-PAGES = ("studio_views.png", "studio_extremes.png", "conclusions.typ")  # beside the text: pictures, and what the numbers say
+PAGES = (
+    "studio_views.png",
+    "studio_extremes.png",
+    "conclusions.typ",
+)  # beside the text: pictures, and what the numbers say
 
 
 @dataclass(frozen=True)
@@ -105,16 +110,27 @@ def collect_numbers(results_dir: Path) -> dict:
         rows.append(
             dict(
                 name=experiments.tell_change(row["name"], row).replace("baseline: ", ""),
-                rate=f"{row['learning_rate']:g}", batch=str(row["batch_size"]), kernel=str(row["kernel_size"]), epochs=str(row["epochs"]),
-                parameters=f"{row['parameters']:,}", gflop=f"{row['gflop']:.2f}", seconds=f"{row['seconds_per_epoch']:.0f}",
+                rate=f"{row['learning_rate']:g}",
+                batch=str(row["batch_size"]),
+                kernel=str(row["kernel_size"]),
+                epochs=str(row["epochs"]),
+                parameters=f"{row['parameters']:,}",
+                gflop=f"{row['gflop']:.2f}",
+                seconds=f"{row['seconds_per_epoch']:.0f}",
                 memory=f"{row['peak_memory_mib']:.0f}" if row["peak_memory_mib"] != "" else "–",
-                best=f"{row['best_dice']:.4f}", best_interval=f"{row['best_low']:.4f}–{row['best_high']:.4f}",
-                last=f"{row['last_dice']:.4f}", last_interval=f"{row['last_low']:.4f}–{row['last_high']:.4f}",
+                best=f"{row['best_dice']:.4f}",
+                best_interval=f"{row['best_low']:.4f}–{row['best_high']:.4f}",
+                last=f"{row['last_dice']:.4f}",
+                last_interval=f"{row['last_low']:.4f}–{row['last_high']:.4f}",
                 difference=sign(1e3 * row["difference"]) if compared else "",
-                interval=f"{sign(1e3 * row['difference_low'])} to {sign(1e3 * row['difference_high'])}" if compared else "",
-                verdict=row["verdict"], per_seed=row["difference_per_seed"], seeds=str(row["seeds"]),
+                interval=f"{sign(1e3 * row['difference_low'])} to {sign(1e3 * row['difference_high'])}"
+                if compared
+                else "",
+                verdict=row["verdict"],
+                per_seed=row["difference_per_seed"],
+                seeds=str(row["seeds"]),
             )
-        )  # fmt: skip
+        )
     kernel = by_name["kernel_5"]
     narrow, wide = (count_parameters(size, shared["base_width"]) for size in (experiments.BASELINE["kernel_size"], 5))
     masks = json.loads((results_dir / "masks.json").read_text())
@@ -135,55 +151,95 @@ def collect_numbers(results_dir: Path) -> dict:
         untold=[row["name"] for row in rows if row["verdict"] == "too few cars"],
         seeds=max(row["seeds"] for row in table),
         study=dict(
-            width=shared["image_width"], height=shared["image_height"], base_width=shared["base_width"], epochs=shared["epochs"],
-            n_train=f"{facts['n_train_photos']:,}", n_validation=facts["n_validation_photos"], n_cars=facts["n_validation_cars"],
+            width=shared["image_width"],
+            height=shared["image_height"],
+            base_width=shared["base_width"],
+            epochs=shared["epochs"],
+            n_train=f"{facts['n_train_photos']:,}",
+            n_validation=facts["n_validation_photos"],
+            n_cars=facts["n_validation_cars"],
             n_steps=f"{-(-facts['n_train_photos'] // base['batch_size']):,}",
             photo_size=" and ".join(facts["photo_sizes"]).replace("x", "×"),
-            device=facts["device"], precision=facts["precision"], torch=facts["torch"], commit=facts["commit"] or "none",
-            weight_decay=f"{shared['weight_decay']:g}", warmup=f"{100 * shared['warmup']:g}", ema=f"{shared['ema_decay']:g}",
-            ema_epochs=f"{average_epochs:.1f}", background=f"{100 * shared['background']:g}",
+            device=facts["device"],
+            precision=facts["precision"],
+            torch=facts["torch"],
+            commit=facts["commit"] or "none",
+            weight_decay=f"{shared['weight_decay']:g}",
+            warmup=f"{100 * shared['warmup']:g}",
+            ema=f"{shared['ema_decay']:g}",
+            ema_epochs=f"{average_epochs:.1f}",
+            background=f"{100 * shared['background']:g}",
             validation=f"{100 * shared['validation_share']:g}",
         ),
         base=dict(
-            parameters=f"{base['parameters']:,}", gflop=f"{base['gflop']:.2f}", last=f"{base['last_dice']:.4f}",
+            parameters=f"{base['parameters']:,}",
+            gflop=f"{base['gflop']:.2f}",
+            last=f"{base['last_dice']:.4f}",
             low=f"{base['last_low']:.4f}",
-            high=f"{base['last_high']:.4f}", best=f"{base['best_dice']:.4f}", ceiling=f"{card['ceiling']:.4f}",
+            high=f"{base['last_high']:.4f}",
+            best=f"{base['best_dice']:.4f}",
+            ceiling=f"{card['ceiling']:.4f}",
             edge=f"{card['edge_dice']:.4f}",
-            accuracy=f"{card['accuracy']:.4f}", black_accuracy=f"{card['black_accuracy']:.4f}", mean_mask=f"{card['mean_mask_dice']:.4f}",
-            best_epoch=facts["best_epoch"], first_dice=f"{first.history[0]['val_dice']:.4f}",
-            best_view=int(max(by_view, key=by_view.get)), best_view_dice=f"{max(by_view.values()):.4f}",
-            worst_view=int(min(by_view, key=by_view.get)), worst_view_dice=f"{min(by_view.values()):.4f}",
+            accuracy=f"{card['accuracy']:.4f}",
+            black_accuracy=f"{card['black_accuracy']:.4f}",
+            mean_mask=f"{card['mean_mask_dice']:.4f}",
+            best_epoch=facts["best_epoch"],
+            first_dice=f"{first.history[0]['val_dice']:.4f}",
+            best_view=int(max(by_view, key=by_view.get)),
+            best_view_dice=f"{max(by_view.values()):.4f}",
+            worst_view=int(min(by_view, key=by_view.get)),
+            worst_view_dice=f"{min(by_view.values()):.4f}",
             worst_photo=f"{min(row['last'] for row in first.dice):.4f}",
         ),
         kernel=dict(
-            parameters=f"{kernel['parameters'] / base['parameters']:.2f}", gflop=f"{kernel['gflop'] / base['gflop']:.2f}",
-            seconds=f"{kernel['seconds_per_epoch'] / base['seconds_per_epoch']:.2f}", difference=sign(1e3 * kernel["difference"]),
-            interval=f"{sign(1e3 * kernel['difference_low'])} to {sign(1e3 * kernel['difference_high'])}", verdict=kernel["verdict"],
-            field_3=receptive_field(3), field_5=receptive_field(5),
+            parameters=f"{kernel['parameters'] / base['parameters']:.2f}",
+            gflop=f"{kernel['gflop'] / base['gflop']:.2f}",
+            seconds=f"{kernel['seconds_per_epoch'] / base['seconds_per_epoch']:.2f}",
+            difference=sign(1e3 * kernel["difference"]),
+            interval=f"{sign(1e3 * kernel['difference_low'])} to {sign(1e3 * kernel['difference_high'])}",
+            verdict=kernel["verdict"],
+            field_3=receptive_field(3),
+            field_5=receptive_field(5),
         ),
-        counts={f"{key}_{size}": f"{value:,}" for size, counts in ((3, narrow), (5, wide)) for key, value in counts.items()},
+        counts={
+            f"{key}_{size}": f"{value:,}" for size, counts in ((3, narrow), (5, wide)) for key, value in counts.items()
+        },
         paper=dict(sizes=sizes, kept=f"{100 * sizes[-1] ** 2 / 572**2:.0f}"),
-        masks={
-            key: f"{value:.4f}" for key, value in masks.items() if key.startswith(("coverage", "hard"))
-        } | dict(
-            n=int(masks["n_masks"]), width=int(masks["width"]), height=int(masks["height"]), share=f"{100 * masks['share']:.1f}",
-            share_low=f"{100 * masks['share_low']:.1f}", share_high=f"{100 * masks['share_high']:.1f}", outline=f"{masks['outline']:,.0f}",
+        masks={key: f"{value:.4f}" for key, value in masks.items() if key.startswith(("coverage", "hard"))}
+        | dict(
+            n=int(masks["n_masks"]),
+            width=int(masks["width"]),
+            height=int(masks["height"]),
+            share=f"{100 * masks['share']:.1f}",
+            share_low=f"{100 * masks['share_low']:.1f}",
+            share_high=f"{100 * masks['share_high']:.1f}",
+            outline=f"{masks['outline']:,.0f}",
             black=f"{100 * (1 - masks['share']):.0f}",
             pixel_cost=f"{masks['outline'] / (2 * masks['share'] * masks['width'] * masks['height']):.4f}",
         ),
         leak=dict(
-            by_car=f"{leaked['by_car']:.4f}", by_image=f"{leaked['by_image']:.4f}", difference=sign(1e3 * leaked["difference"]),
-            interval=f"{sign(1e3 * leaked['low'])} to {sign(1e3 * leaked['high'])}", hidden=f"{100 * leaked['errors_hidden']:.0f}",
-            real=leaked["low"] > 0, width=leak_facts["settings"]["image_width"], height=leak_facts["settings"]["image_height"],
-            base_width=leak_facts["settings"]["base_width"], epochs=leak_facts["settings"]["epochs"],
+            by_car=f"{leaked['by_car']:.4f}",
+            by_image=f"{leaked['by_image']:.4f}",
+            difference=sign(1e3 * leaked["difference"]),
+            interval=f"{sign(1e3 * leaked['low'])} to {sign(1e3 * leaked['high'])}",
+            hidden=f"{100 * leaked['errors_hidden']:.0f}",
+            real=leaked["low"] > 0,
+            width=leak_facts["settings"]["image_width"],
+            height=leak_facts["settings"]["image_height"],
+            base_width=leak_facts["settings"]["base_width"],
+            epochs=leak_facts["settings"]["epochs"],
             n_train=f"{leak_facts['n_train_photos']:,}",
-            n_test=leak_facts["n_validation_photos"], n_cars=leak_facts["n_validation_cars"],
+            n_test=leak_facts["n_validation_photos"],
+            n_cars=leak_facts["n_validation_cars"],
         ),
         studio=dict(
-            mean=f"{sum(row['dice'] for row in views) / len(views):.4f}", best_view=int(best_view["view"]), best=f"{best_view['dice']:.4f}",
-            worst_view=int(worst_view["view"]), worst=f"{worst_view['dice']:.4f}",
+            mean=f"{sum(row['dice'] for row in views) / len(views):.4f}",
+            best_view=int(best_view["view"]),
+            best=f"{best_view['dice']:.4f}",
+            worst_view=int(worst_view["view"]),
+            worst=f"{worst_view['dice']:.4f}",
         ),
-    )  # fmt: skip
+    )
 
 
 def receptive_field(kernel_size: int, depth: int = 4) -> int:
@@ -211,10 +267,14 @@ def build(settings: Settings) -> None:
     try:
         import typst
     except ModuleNotFoundError:
-        raise RuntimeError("Typst must be installed to build the report. Run `pip install -r requirements-memory.txt`.") from None
+        raise RuntimeError(
+            "Typst must be installed to build the report. Run `pip install -r requirements-memory.txt`."
+        ) from None
     missing = find_missing(settings.results_dir)
     if missing:
-        raise ValueError(f"{settings.results_dir} must hold all rows of the report; it lacks {', '.join(missing)}. Make these first.")
+        raise ValueError(
+            f"{settings.results_dir} must hold all rows of the report; it lacks {', '.join(missing)}. Make these first."
+        )
     build_dir = MEMORY_DIR / "build"
     runs = experiments.load_study(settings.results_dir)
     extra.write_file(build_dir / "numbers.json", json.dumps(collect_numbers(settings.results_dir), indent=1).encode())

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from extra import bootstrap_interval
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from train import Config, learning_rate_at
 
 from experiments import LOOKS, Run, new_figure
-from extra import bootstrap_interval
-from train import Config, learning_rate_at
 
 FEATURES, UP, SKIP = "#56B4E9", "#E69F00", "#FFFFFF"  # sky blue, orange, white
 
@@ -32,7 +32,9 @@ def draw_network(path: Path, base_width: int, width: int, height: int, kernel_si
 
         def draw_maps(x: float, level: int, channels: int | str, colour: str) -> None:
             corner = (x - 0.11, top[level] - box_height[level])
-            axes.add_patch(Rectangle(corner, 0.22, box_height[level], facecolor=colour, edgecolor="black", linewidth=0.7))
+            axes.add_patch(
+                Rectangle(corner, 0.22, box_height[level], facecolor=colour, edgecolor="black", linewidth=0.7)
+            )
             axes.text(x, top[level] + 0.07, str(channels), **size)
 
         def draw_arrow(start, end, colour="black", dash="-") -> None:
@@ -47,17 +49,25 @@ def draw_network(path: Path, base_width: int, width: int, height: int, kernel_si
             channels = base_width * 2**level
             left = level * step
             corner = (left - 0.22, top[level] - box_height[level] + 0.02)
-            axes.text(*corner, f"{width >> level}x{height >> level}", ha="right", va="bottom", fontsize=6.5, rotation=90)
+            axes.text(
+                *corner, f"{width >> level}x{height >> level}", ha="right", va="bottom", fontsize=6.5, rotation=90
+            )
             inputs = 3 if level == 0 else channels // 2
             for number, count in enumerate((inputs, channels, channels)):
                 draw_maps(left + 0.5 * number, level, count, FEATURES)
                 if number:
-                    draw_arrow((left + 0.5 * number - 0.39, middle(level)), (left + 0.5 * number - 0.11, middle(level)), "#0072B2")
+                    draw_arrow(
+                        (left + 0.5 * number - 0.39, middle(level)),
+                        (left + 0.5 * number - 0.11, middle(level)),
+                        "#0072B2",
+                    )
             if level < depth:
                 draw_arrow((left + 1.0, top[level] - box_height[level]), (left + step, top[level + 1] + 0.3), "#D55E00")
                 mirrored = right - left
                 # Two maps side by side, one from the skip connection, one from below; then two convolutions.
-                for number, (count, colour) in enumerate((("", SKIP), ("", UP), (channels, FEATURES), (channels, FEATURES))):
+                for number, (count, colour) in enumerate(
+                    (("", SKIP), ("", UP), (channels, FEATURES), (channels, FEATURES))
+                ):
                     x = mirrored - (1.22, 1.0, 0.5, 0.0)[number]
                     draw_maps(x, level, count, colour)
                     if number >= 2:
@@ -99,7 +109,10 @@ def draw_views(path: Path, run: Run) -> None:
 
 def draw_cars(path: Path, run: Run) -> None:
     """Plot the mean Dice of each validation car, from worst to best, with its worst and best view."""
-    cars = {car: [row["last"] for row in run.dice if row["car"] == car] for car in dict.fromkeys(row["car"] for row in run.dice)}
+    cars = {
+        car: [row["last"] for row in run.dice if row["car"] == car]
+        for car in dict.fromkeys(row["car"] for row in run.dice)
+    }
     with new_figure(path, 7.2, 2.4) as axes:
         for place, values in enumerate(sorted(cars.values(), key=np.mean), start=1):
             axes.plot([place, place], [min(values), max(values)], color="#56B4E9", linewidth=2)

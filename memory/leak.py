@@ -19,9 +19,10 @@ import numpy as np
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import experiments  # noqa: E402
 import extra  # noqa: E402
 import train  # noqa: E402
+
+import experiments  # noqa: E402
 from data import Pair, limit_cars, require_pairs, split_cars  # noqa: E402
 
 TEST_VIEWS = 4  # photos of each chosen car that are scored; the leaking training sees its others
@@ -57,13 +58,17 @@ def divide(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:
     for car in sorted(chosen):
         views = [pair for pair in pairs if pair.car == car]
         if len(views) <= TEST_VIEWS:
-            raise ValueError(f"each car must have more than {TEST_VIEWS} photos, got {len(views)} of one. Use photos in Carvana's layout.")
+            raise ValueError(
+                f"each car must have more than {TEST_VIEWS} photos, got {len(views)} of one. Use photos in Carvana's layout."
+            )
         scored = set(rng.permutation(len(views))[:TEST_VIEWS].tolist())
         test += [view for index, view in enumerate(views) if index in scored]
         siblings += [view for index, view in enumerate(views) if index not in scored]
     others = [pair for pair in pairs if pair.car not in chosen]
     if len(others) <= len(siblings):
-        raise ValueError(f"there must be more than {len(siblings)} photos of other cars, got {len(others)}. Add photos.")
+        raise ValueError(
+            f"there must be more than {len(siblings)} photos of other cars, got {len(others)}. Add photos."
+        )
     given_up = set(rng.permutation(len(others))[: len(siblings)].tolist())
     kept = [pair for index, pair in enumerate(others) if index not in given_up]
     return dict(test=test, by_car=others, by_image=kept + siblings)
@@ -110,9 +115,13 @@ def measure_leak(output_dir: Path) -> dict[str, float]:
     differences, cars = experiments.pair_photos(by_image, by_car)
     low, high = extra.bootstrap_interval(differences.tolist(), cars)
     return dict(
-        by_car=by_car.facts["last_dice"], by_image=by_image.facts["last_dice"], difference=float(differences.mean()), low=low, high=high,
+        by_car=by_car.facts["last_dice"],
+        by_image=by_image.facts["last_dice"],
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
         errors_hidden=float(differences.mean()) / (1 - by_car.facts["last_dice"]),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

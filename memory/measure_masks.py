@@ -18,6 +18,7 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
+
 from data import MASK_SUFFIXES, area_average, list_files, load_mask, map_threads  # noqa: E402
 
 SIZES = ((240, 160), (480, 320), (960, 640))  # width, height in pixels

@@ -16,8 +16,9 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
-from data import area_average, load_image, load_mask, require_pairs  # noqa: E402
 from studio import make_studio  # noqa: E402
+
+from data import area_average, load_image, load_mask, require_pairs  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def main(settings: Settings) -> None:
     for pair in require_pairs(settings.studio_dir / "train", settings.studio_dir / "train_masks"):
         photo, mask = load_image(pair.image_path), load_mask(pair.mask_path)
         prediction = predict(network, description, photo)
-        views.append(dict(view=pair.view, dice=extra.dice(prediction, mask), photo=photo, mask=mask, prediction=prediction))
+        views.append(
+            dict(view=pair.view, dice=extra.dice(prediction, mask), photo=photo, mask=mask, prediction=prediction)
+        )
     extra.write_table(settings.table, [dict(view=view["view"], dice=view["dice"]) for view in views])
 
     def small(photo: np.ndarray) -> np.ndarray:
@@ -58,10 +61,15 @@ def main(settings: Settings) -> None:
     for start in range(0, len(views), 4):
         group = views[start : start + 4]
         titles = [f"view {view['view']:02d}: Dice {view['dice']:.4f}" for view in group]
-        sheet.append((titles, [extra.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group]))
+        sheet.append(
+            (titles, [extra.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group])
+        )
     extra.save_picture(settings.picture_dir / "studio_views.png", extra.draw_sheet(sheet))
     extremes = []
-    for label, view in (("best", max(views, key=lambda view: view["dice"])), ("worst", min(views, key=lambda view: view["dice"]))):
+    for label, view in (
+        ("best", max(views, key=lambda view: view["dice"])),
+        ("worst", min(views, key=lambda view: view["dice"])),
+    ):
         photo = small(view["photo"])
         height, width = photo.shape[:2]
         pictures = [photo, *(extra.draw_mask(view[key], width, height) for key in ("mask", "prediction"))]

@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from PIL import Image
-
-from cutout import cover
-from data import IMAGE_SUFFIXES, PROJECT_DIR, load_image
+from carvana.cutout import cover
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt
+from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, write_files
 from extra import run_command
+from PIL import Image
 from predict import encode_picture, warn
-from segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt
-from visitors import Visitors, choose_background, draw_view, segment_upload, write_files
+
+from data import IMAGE_SUFFIXES, PROJECT_DIR, load_image
 
 WELCOME = "Drop one or several photos on the left; then drag the line between photo and result."
 MAX_FILE_MB = 40
@@ -83,7 +83,9 @@ def make_app(segmenter: Segmenter):
         import gradio as gr
         from starlette.middleware import Middleware
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error.name} must be installed for the web page. Run `pip install -r requirements-app.txt`.") from None
+        raise RuntimeError(
+            f"{error.name} must be installed for the web page. Run `pip install -r requirements-app.txt`."
+        ) from None
 
     visitors = Visitors(root)
 
@@ -142,7 +144,9 @@ def make_app(segmenter: Segmenter):
             if request.session_hash in visitors.gone:
                 break
             if len(photos) == MAX_PHOTOS:
-                gr.Warning(f"Only the first {MAX_PHOTOS} photos were taken. Clear them, or use scripts/predict.py for a folder.")
+                gr.Warning(
+                    f"Only the first {MAX_PHOTOS} photos were taken. Clear them, or use scripts/predict.py for a folder."
+                )
                 break
             try:
                 photos.append(segment_upload(path, segmenter))
@@ -197,20 +201,38 @@ def make_app(segmenter: Segmenter):
                 view = gr.Radio(["cut-out", "mask", "overlay"], value="cut-out", label="Show", elem_id="view")
                 choice = gr.Radio(BACKGROUNDS, value="transparent", label="New background", elem_id="background")
                 colour = gr.ColorPicker("#2f6f4f", label="Colour", visible=False)
-                own = gr.File(label="Background photo", file_types=sorted(IMAGE_SUFFIXES), height=110, visible=False, elem_id="own")
+                own = gr.File(
+                    label="Background photo",
+                    file_types=sorted(IMAGE_SUFFIXES),
+                    height=110,
+                    visible=False,
+                    elem_id="own",
+                )
                 threshold = gr.Slider(
-                    0.05, 0.95, round(segmenter.threshold, 2), step=0.01, label="Threshold", elem_id="threshold",
+                    0.05,
+                    0.95,
+                    round(segmenter.threshold, 2),
+                    step=0.01,
+                    label="Threshold",
+                    elem_id="threshold",
                     info="Probability from which a pixel is car. Lower keeps more, higher less.",
-                )  # fmt: skip
+                )
             with gr.Column(scale=5, min_width=480):
-                slider = gr.ImageSlider(show_label=False, interactive=False, height=500, buttons=["fullscreen"], elem_id="result")
+                slider = gr.ImageSlider(
+                    show_label=False, interactive=False, height=500, buttons=["fullscreen"], elem_id="result"
+                )
                 facts = gr.Markdown(WELCOME, elem_id="facts")
                 with gr.Row(visible=False) as actions:
                     one = gr.Button("Download picture", variant="primary", elem_id="one")
                     every = gr.Button("Download all (ZIP)", elem_id="every")
                     empty = gr.Button("Clear", elem_id="clear")
                 gallery = gr.Gallery(
-                    show_label=False, allow_preview=False, fit_columns=False, visible=False, buttons=[], elem_id="photos"
+                    show_label=False,
+                    allow_preview=False,
+                    fit_columns=False,
+                    visible=False,
+                    buttons=[],
+                    elem_id="photos",
                 )
                 file = gr.DownloadButton(visible="hidden", elem_id="file")
 
@@ -218,14 +240,20 @@ def make_app(segmenter: Segmenter):
         look = [photos, index, view, threshold, choice, colour, own]
         own.upload(claim, own, None, queue=False, **private)
         upload.upload(claim, upload, None, queue=False, **private).then(
-            receive, [upload, photos], [photos, index, upload, gallery, actions], api_visibility="private", show_progress_on=slider
+            receive,
+            [upload, photos],
+            [photos, index, upload, gallery, actions],
+            api_visibility="private",
+            show_progress_on=slider,
         ).then(render, look, [slider, facts], **private)
         for control in (view.change, threshold.change, colour.change, own.change):
             control(render, look, [slider, facts], trigger_mode="always_last", **private)
         reveal = lambda kind: (gr.update(visible=kind == "colour"), gr.update(visible=kind == "photo"))
         choice.change(reveal, choice, [colour, own], **private)
         choice.change(render, look, [slider, facts], trigger_mode="always_last", **private)
-        empty.click(clear, None, [photos, index, gallery, actions], **private).then(render, look, [slider, facts], **private)
+        empty.click(clear, None, [photos, index, gallery, actions], **private).then(
+            render, look, [slider, facts], **private
+        )
 
         def select(event: gr.SelectData):
             return event.index
@@ -244,13 +272,26 @@ def make_app(segmenter: Segmenter):
         page.load(arrive, **private)
         page.unload(leave)
 
-    plain = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    plain = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
     page.queue(default_concurrency_limit=4)
     page.launch = functools.partial(
-        page.launch, theme=plain, css=CSS, footer_links=[], run_history=False, share=False, server_name="127.0.0.1", ssr_mode=False,
-        quiet=True, max_file_size=MAX_FILE_MB * 10**6, allowed_paths=[], blocked_paths=[str(PROJECT_DIR)], enable_monitoring=False,
+        page.launch,
+        theme=plain,
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        share=False,
+        server_name="127.0.0.1",
+        ssr_mode=False,
+        quiet=True,
+        max_file_size=MAX_FILE_MB * 10**6,
+        allowed_paths=[],
+        blocked_paths=[str(PROJECT_DIR)],
+        enable_monitoring=False,
         app_kwargs=dict(middleware=[Middleware(AddPolicy)], docs_url=None, redoc_url=None, openapi_url=None),
-    )  # fmt: skip
+    )
     return page
 
 
@@ -268,7 +309,11 @@ class AddPolicy:
     async def __call__(self, scope, receive, send):
         async def send_with_policy(message):
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY), (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", POLICY),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
@@ -282,12 +327,18 @@ def serve(settings: Settings) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         _, address, public = page.launch(
-            server_name=settings.host, server_port=settings.port, share=settings.share, inline=False, prevent_thread_lock=True
+            server_name=settings.host,
+            server_port=settings.port,
+            share=settings.share,
+            inline=False,
+            prevent_thread_lock=True,
         )
     except OSError as error:
         if "empty port" not in str(error):
             raise
-        raise OSError(f"port must be free, got {settings.port}, which another program uses. Name another --port, or none.") from error
+        raise OSError(
+            f"port must be free, got {settings.port}, which another program uses. Name another --port, or none."
+        ) from error
     print(f"The page is at {public or address} and ends with Ctrl-C.", flush=True)
     while not stop.wait(0.5):  # with a timeout, since Windows otherwise does not notice Ctrl-C
         pass

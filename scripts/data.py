@@ -1,7 +1,7 @@
 """From photos and masks on disk to batches: pairs, check, split by car, cache, augmentation, download.
 
-    python scripts/data.py check       goes through your files and says what must be mended
-    python scripts/data.py download    brings the competition's photos and masks through Kaggle
+python scripts/data.py check       goes through your files and says what must be mended
+python scripts/data.py download    brings the competition's photos and masks through Kaggle
 """
 
 import hashlib
@@ -229,8 +229,12 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             space = source.profile.xcolor_space.strip()
-            if (space == "RGB" or space == image.mode == "CMYK") and not ImageCms.getProfileDescription(source).startswith("sRGB"):
-                return ImageCms.profileToProfile(image.convert(space), source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if (space == "RGB" or space == image.mode == "CMYK") and not ImageCms.getProfileDescription(
+                source
+            ).startswith("sRGB"):
+                return ImageCms.profileToProfile(
+                    image.convert(space), source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+                )
         except (OSError, ImageCms.PyCMSError):
             pass  # what is no profile says nothing of the colours: sRGB, as every viewer has it
     return image.convert("RGB")
@@ -263,7 +267,9 @@ def load_mask(path: Path | str) -> np.ndarray:
             indices = np.asarray(image)
             level_of = np.arange(256, dtype=np.uint8)
         low, high = (int(index) for index in cv2.minMaxLoc(indices)[:2])
-        used = [low, high] if high - low < 2 else np.flatnonzero(image.histogram())  # counting all pixels takes six times as long
+        used = (
+            [low, high] if high - low < 2 else np.flatnonzero(image.histogram())
+        )  # counting all pixels takes six times as long
         levels = np.unique(level_of[used])
     if len(levels) > 2:
         raise ValueError(
@@ -321,7 +327,9 @@ class open_picture:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(f"{self.path} cannot be read ({error.strerror}). Copy or download it again.") from error
         if isinstance(error, Image.UnidentifiedImageError):
-            raise ValueError(f"{self.path} must be {self.what}, got something else. Open it and save it anew.") from error
+            raise ValueError(
+                f"{self.path} must be {self.what}, got something else. Open it and save it anew."
+            ) from error
         if isinstance(error, Exception):  # Pillow's decoders raise nearly every kind of error on damaged files
             raise ValueError(f"{self.path} is damaged or cut short ({error}). Copy or download it again.") from error
 
@@ -333,7 +341,9 @@ def area_average(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     if shrinks and picture.shape[0] == n_rows * height and picture.shape[1] % width and 1 < n_rows <= 257:
         # As in the competition's photos, 1918x1280, a new pixel is whole rows high: adding these up first takes half of the time.
         in_bytes = picture.dtype == np.uint8  # of which 16 bits hold the sum of 257
-        sums = np.add.reduce(picture.reshape(height, n_rows, *picture.shape[1:]), axis=1, dtype=np.uint16 if in_bytes else picture.dtype)
+        sums = np.add.reduce(
+            picture.reshape(height, n_rows, *picture.shape[1:]), axis=1, dtype=np.uint16 if in_bytes else picture.dtype
+        )
         sums = cv2.resize(sums, (width, height), interpolation=cv2.INTER_AREA)
         return cv2.convertScaleAbs(sums, alpha=1 / n_rows) if in_bytes else sums / n_rows
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -395,7 +405,9 @@ class Cache:
         except (OSError, ValueError, EOFError) as error:
             lengths = error
         if lengths != (len(self.pairs), len(self.pairs)):
-            raise ValueError(f"{self.path} must hold {len(self.pairs)} photos and masks, got {lengths}. Delete it: it is made anew.")
+            raise ValueError(
+                f"{self.path} must hold {len(self.pairs)} photos and masks, got {lengths}. Delete it: it is made anew."
+            )
 
     def check_unchanged(self, row: int) -> None:
         """Raise a RuntimeError if the files of a pair are no longer those that were cached."""
@@ -413,7 +425,9 @@ def stat_pair(pair: Pair) -> list[int]:
         try:
             stat = path.stat()
         except OSError as error:  # gone, or a link that leads nowhere or in a circle
-            raise OSError(f"{path} cannot be read ({error.strerror}). Put it back, or move its partner away too.") from error
+            raise OSError(
+                f"{path} cannot be read ({error.strerror}). Put it back, or move its partner away too."
+            ) from error
         numbers += [stat.st_size, stat.st_mtime_ns]
     return numbers
 
@@ -610,7 +624,13 @@ class EpochBatches(Sampler):
     """
 
     def __init__(
-        self, rows: Sequence[int], batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         if len(rows) == 0:
             raise ValueError("there must be at least one photo to make batches of, got none.")
@@ -714,7 +734,9 @@ def check(
     for (height, width), count in sorted(sizes.items(), key=lambda item: -item[1])[:5]:
         print(f"size:     {width}x{height}, {count} pairs")
     if shares:
-        print(f"car:      {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the photo, mean {100 * np.mean(shares):.1f} %")
+        print(
+            f"car:      {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the photo, mean {100 * np.mean(shares):.1f} %"
+        )
     print(f"to mend:  {len(problems)}")
     for problem in problems:
         print(f"  {problem}")
@@ -744,18 +766,24 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status == 403 or "403" in str(error):
-                raise RuntimeError(f"Kaggle wants the competition's rules accepted first: open {rules}, click, try again.") from error
+                raise RuntimeError(
+                    f"Kaggle wants the competition's rules accepted first: open {rules}, click, try again."
+                ) from error
             if status == 401 or "401" in str(error) or "credential" in str(error).lower():
                 raise RuntimeError(
                     "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the environment variable "
                     "KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
                 ) from error
-            raise RuntimeError(f"{archive} could not be downloaded ({error}). Try again: it goes on where it stopped.") from error
+            raise RuntimeError(
+                f"{archive} could not be downloaded ({error}). Try again: it goes on where it stopped."
+            ) from error
         extract(archive_path, Path(output))
     for name, suffixes in (("train", IMAGE_SUFFIXES), ("train_masks", MASK_SUFFIXES)):
         count = len(list_files(Path(output) / name, suffixes))
         if count != N_COMPETITION_PAIRS:
-            raise RuntimeError(f"{Path(output) / name} must hold {N_COMPETITION_PAIRS} files, got {count}. Delete the folder and try again.")
+            raise RuntimeError(
+                f"{Path(output) / name} must hold {N_COMPETITION_PAIRS} files, got {count}. Delete the folder and try again."
+            )
         print(f"{Path(output) / name}: {count} files")
     return 0
 
@@ -770,7 +798,9 @@ def extract(archive_path: Path, output: Path) -> None:
             for member in tqdm(archive.infolist(), archive_path.name, leave=False):
                 target = output / member.filename
                 if not target.resolve().is_relative_to(output.resolve()):
-                    raise RuntimeError(f"{archive_path} holds a path outside its folder: {member.filename!r}. Do not use it.")
+                    raise RuntimeError(
+                        f"{archive_path} holds a path outside its folder: {member.filename!r}. Do not use it."
+                    )
                 if member.is_dir() or target.name.startswith(".") or "__MACOSX" in member.filename:
                     continue
                 if target.exists() and target.stat().st_size == member.file_size:
@@ -786,7 +816,6 @@ def extract(archive_path: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     import tyro
-
     from extra import run_command
 
     run_command(lambda args: tyro.extras.subcommand_cli_from_dict({"check": check, "download": download}, args=args))

@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,16 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import extra
 import numpy as np
 import torch
+import train
+from carvana import machine
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-
-import extra
-import machine
-import train
-from data import PROJECT_DIR
 from unet import UNet
+
+from data import PROJECT_DIR
 
 # The grid: the first run is the baseline, each other one differs from it in what its line says.
 GRID = {
@@ -59,7 +58,9 @@ class Settings:
     epochs: int = 10  # how often each photo is seen
     limit: int | None = None  # use at most so many photos, whole cars; for a quick try
     seeds: int = 1  # trainings of each kind: each seed draws weights, order and validation cars anew
-    equal: Literal["epochs", "steps"] = "epochs"  # steps: train the other batch size once more, for as many steps as the baseline
+    equal: Literal["epochs", "steps"] = (
+        "epochs"  # steps: train the other batch size once more, for as many steps as the baseline
+    )
     device: str = "auto"  # cuda, mps, cpu, or auto
     output_dir: Path = PROJECT_DIR / "experiments"  # gets a folder for each run
     cache_dir: Path = train.Config.cache_dir  # decoded photos; may be deleted at any time
@@ -85,17 +86,30 @@ def list_configs(settings: Settings) -> list[train.Config]:
             if chosen["batch_size"] != BASELINE["batch_size"]:
                 equal_epochs = max(1, round(epochs * chosen["batch_size"] / BASELINE["batch_size"]))
                 runs[f"{name}_equal_steps"] = (equal_epochs, chosen)
-    shared = ("train_image_dir", "train_mask_dir", "image_width", "image_height", "base_width", "limit", "device", "cache_dir")
+    shared = (
+        "train_image_dir",
+        "train_mask_dir",
+        "image_width",
+        "image_height",
+        "base_width",
+        "limit",
+        "device",
+        "cache_dir",
+    )
     configs = []
     for seed in range(settings.seeds):
         for name, (epochs, chosen) in runs.items():
             folder = settings.output_dir / (f"{name}_seed{seed}" if seed else name)
             configs.append(
                 train.Config(
-                    **{key: getattr(settings, key) for key in shared}, **chosen, epochs=epochs, seed=seed,
-                    checkpoint_dir=folder, prediction_dir=folder / "pictures",
+                    **{key: getattr(settings, key) for key in shared},
+                    **chosen,
+                    epochs=epochs,
+                    seed=seed,
+                    checkpoint_dir=folder,
+                    prediction_dir=folder / "pictures",
                 )
-            )  # fmt: skip
+            )
     return configs
 
 
@@ -116,7 +130,9 @@ def check_same_run(folder: Path, before: dict, config: train.Config) -> None:
 
 def check_same_photos(folder: Path, run: dict, fingerprint: str) -> None:
     if run["data_fingerprint"] != fingerprint:
-        raise ValueError(f"{folder} must hold a run on these photos, got one on others. Delete it, or name another --output-dir.")
+        raise ValueError(
+            f"{folder} must hold a run on these photos, got one on others. Delete it, or name another --output-dir."
+        )
 
 
 def run_all(configs: list[train.Config]) -> list[str]:
@@ -177,7 +193,9 @@ def run_in_own_process(config: train.Config) -> int:
 
 
 def enter_process(config: train.Config) -> None:
-    if hasattr(os, "setpgrp"):  # Ctrl-C reaches the study alone, which asks the training to stop: a second signal would end it unsaved
+    if hasattr(
+        os, "setpgrp"
+    ):  # Ctrl-C reaches the study alone, which asks the training to stop: a second signal would end it unsaved
         os.setpgrp()
     extra.run_command(lambda _: carry_out(config), [])
 
@@ -198,12 +216,20 @@ def carry_out(config: train.Config) -> None:
     history, best_rows = read_table(folder / "history.csv"), read_table(folder / "scores.csv")
     best_epoch = max(history, key=lambda row: row["val_dice"])["epoch"]  # the first of equals, as in training
     # Where the last epoch was the best, both files hold the same weights.
-    last_rows = best_rows if best_epoch == config.epochs else score_weights(folder / "last.pt", config, cache, validation_rows)
+    last_rows = (
+        best_rows if best_epoch == config.epochs else score_weights(folder / "last.pt", config, cache, validation_rows)
+    )
     number_of = {car: number for number, car in enumerate(sorted({pair.car for pair in cache.pairs}), start=1)}
     extra.write_table(
         folder / "dice.csv",
         [
-            dict(car=number_of[best["car"]], view=int(best["view"]), best=best["dice"], last=last["dice"], ceiling=best["ceiling"])
+            dict(
+                car=number_of[best["car"]],
+                view=int(best["view"]),
+                best=best["dice"],
+                last=last["dice"],
+                ceiling=best["ceiling"],
+            )
             for best, last in zip(best_rows, last_rows, strict=True)
         ],
     )
@@ -237,7 +263,9 @@ def score_weights(path: Path, config: train.Config, cache, rows: list[int]) -> l
     """Score a file's weights on validation photos at their own size, as train.py scores the best ones: a row a photo, by name."""
     device = machine.choose_device(config.device)
     network = extra.load_network(path)[0].to(device, memory_format=torch.channels_last)
-    logits = train.predict_rows(network, cache, rows, config, device, machine.choose_precision(config.precision, device))
+    logits = train.predict_rows(
+        network, cache, rows, config, device, machine.choose_precision(config.precision, device)
+    )
     no_baseline = np.zeros((config.image_height, config.image_width), np.float32)
     return extra.score_images(((row, logit) for row, _, logit in logits), cache, no_baseline)
 
@@ -265,7 +293,9 @@ def tell_size(path: Path) -> str:
 def tell_commit() -> str | None:
     """Name the commit, with "-dirty" if files differ from it; None outside git."""
     try:
-        described = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PROJECT_DIR, capture_output=True, text=True)
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=PROJECT_DIR, capture_output=True, text=True
+        )
     except FileNotFoundError:
         return None
     return described.stdout.strip() or None
@@ -303,8 +333,13 @@ def load_run(folder: Path) -> Run:
     try:
         facts = json.loads((folder / "run.json").read_text())
         name = folder.name.removesuffix(f"_seed{facts['settings']['seed']}")
-        facts["settings"] = {**shareable(train.Config()), **facts["settings"]}  # a setting that is younger than the run was at its default
-        return Run(name, facts["settings"]["seed"], facts, read_table(folder / "history.csv"), read_table(folder / "dice.csv"))
+        facts["settings"] = {
+            **shareable(train.Config()),
+            **facts["settings"],
+        }  # a setting that is younger than the run was at its default
+        return Run(
+            name, facts["settings"]["seed"], facts, read_table(folder / "history.csv"), read_table(folder / "dice.csv")
+        )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a whole run ({error}). Delete it and run it again.") from error
 
@@ -348,7 +383,9 @@ def compare(runs: list[Run]) -> list[dict]:
         cars = [row["car"] for row in photos]
         facts = [run.facts for run in group]
         row = dict(name=name, seeds=len(group))
-        row |= {key: facts[0]["settings"][key] for key in (*BASELINE, "epochs")} | {key: facts[0][key] for key in ("parameters", "gflop")}
+        row |= {key: facts[0]["settings"][key] for key in (*BASELINE, "epochs")} | {
+            key: facts[0][key] for key in ("parameters", "gflop")
+        }
         row["seconds_per_epoch"] = float(np.mean([fact["seconds_per_epoch"] for fact in facts]))
         memory = [fact["peak_memory_mib"] for fact in facts if fact["peak_memory_mib"] is not None]
         row["peak_memory_mib"] = max(memory) if memory else ""
@@ -381,8 +418,12 @@ def pair_photos(run: Run, baseline: Run) -> tuple[np.ndarray, list[str]]:
     """
     keys = [[(row["car"], row["view"]) for row in one.dice] for one in (run, baseline)]
     if keys[0] != keys[1]:
-        raise ValueError(f"{run.name} and {baseline.name} must be scored on the same photos, got others. Run both again.")
-    return np.array([ours["last"] - theirs["last"] for ours, theirs in zip(run.dice, baseline.dice)]), [car for car, _ in keys[0]]
+        raise ValueError(
+            f"{run.name} and {baseline.name} must be scored on the same photos, got others. Run both again."
+        )
+    return np.array([ours["last"] - theirs["last"] for ours, theirs in zip(run.dice, baseline.dice)]), [
+        car for car, _ in keys[0]
+    ]
 
 
 def format_table(table: list[dict]) -> str:
@@ -409,9 +450,14 @@ def format_table(table: list[dict]) -> str:
 
 # Okabe and Ito's colours, told apart by the colour-blind; marker and dash differ as well.
 LOOKS = [
-    ("#000000", "o", "-"), ("#D55E00", "s", "--"), ("#0072B2", "^", "-."), ("#009E73", "v", ":"), ("#CC79A7", "D", "--"),
-    ("#E69F00", "P", "-"), ("#56B4E9", "X", "-."),
-]  # fmt: skip
+    ("#000000", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#0072B2", "^", "-."),
+    ("#009E73", "v", ":"),
+    ("#CC79A7", "D", "--"),
+    ("#E69F00", "P", "-"),
+    ("#56B4E9", "X", "-."),
+]
 
 
 @contextlib.contextmanager
@@ -429,9 +475,16 @@ def new_figure(path: Path, width: float, height: float, columns: int = 1):
     from matplotlib.figure import Figure
 
     style = {
-        "font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-        "lines.linewidth": 1.3, "lines.markersize": 4, "legend.frameon": False, "svg.hashsalt": "study",
-    }  # fmt: skip
+        "font.size": 8.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "lines.linewidth": 1.3,
+        "lines.markersize": 4,
+        "legend.frameon": False,
+        "svg.hashsalt": "study",
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -458,10 +511,16 @@ def draw_curves(path: Path, runs: list[Run]) -> None:
         for look, name in enumerate(dict.fromkeys(run.name for run in runs)):
             group = [run for run in runs if run.name == name]
             colour, marker, dash = LOOKS[look % len(LOOKS)]
-            shown = dict(color=colour, marker=marker, linestyle=dash, label=tell_change(name, group[0].facts["settings"]))
+            shown = dict(
+                color=colour, marker=marker, linestyle=dash, label=tell_change(name, group[0].facts["settings"])
+            )
             epochs = [row["epoch"] for row in group[0].history]
             left.plot(epochs, np.mean([[row["val_loss"] for row in run.history] for run in group], axis=0), **shown)
-            right.plot(epochs, 1e3 * (1 - np.mean([[row["val_dice"] for row in run.history] for run in group], axis=0)), **shown)
+            right.plot(
+                epochs,
+                1e3 * (1 - np.mean([[row["val_dice"] for row in run.history] for run in group], axis=0)),
+                **shown,
+            )
         left.set(xlabel="epoch", ylabel="validation loss: cross-entropy + 1 - soft Dice", yscale="log")
         right.set(xlabel="epoch", ylabel="1 - validation Dice, in thousandths", yscale="log")
         right.yaxis.set_major_formatter(LogFormatter())
@@ -478,12 +537,16 @@ def draw_differences(path: Path, table: list[dict]) -> None:
         for height, row in enumerate(reversed(rows)):
             differs = row["verdict"] == "differs"
             colour = "#D55E00" if differs else "#0072B2"
-            axes.plot([1e3 * row["difference_low"], 1e3 * row["difference_high"]], [height] * 2, color=colour, linewidth=2)
+            axes.plot(
+                [1e3 * row["difference_low"], 1e3 * row["difference_high"]], [height] * 2, color=colour, linewidth=2
+            )
             axes.plot(1e3 * row["difference"], height, "s" if differs else "o", color=colour, markersize=6)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(rows)), [tell_change(row["name"], row) for row in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlabel("difference of Dice from the baseline, in thousandths, with 95 % interval (squares: more than noise)")
+        axes.set_xlabel(
+            "difference of Dice from the baseline, in thousandths, with 95 % interval (squares: more than noise)"
+        )
 
 
 def show(settings: Settings) -> None:
@@ -516,7 +579,9 @@ def main(settings: Settings) -> None:
     if len(failed) < len(configs):
         show(settings)
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}. The same command tries them again.")
+        raise RuntimeError(
+            f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}. The same command tries them again."
+        )
 
 
 if __name__ == "__main__":

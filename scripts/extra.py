@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
+from unet import UNet, check_settings, count_values
 
 from data import Cache, load_mask
-from unet import UNet, check_settings, count_values
 
 EDGE_PIXELS = 5  # half the width of the band round the true edge in which edge_dice looks
 N_BOOTSTRAP = 2000
@@ -47,7 +47,9 @@ def run_command(main: Callable, args: list[str] | None = None) -> None:
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         if debug:
             raise
-        reason = " ".join(str(error).split()) or "memory ran out"  # one line, whatever a file's name or a library's message holds
+        reason = (
+            " ".join(str(error).split()) or "memory ran out"
+        )  # one line, whatever a file's name or a library's message holds
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)
 
@@ -168,7 +170,9 @@ def digest(value: object, n_values: int | None = None, n_bytes: int | None = Non
     return sha.hexdigest()
 
 
-def save_checkpoint(path: Path | str, state: dict, keep_previous: bool = False, mirror_dir: Path | str | None = None) -> None:
+def save_checkpoint(
+    path: Path | str, state: dict, keep_previous: bool = False, mirror_dir: Path | str | None = None
+) -> None:
     """Save tensors and plain values with a checksum, whole or not at all.
 
     Args:
@@ -245,7 +249,9 @@ def read_checkpoint(path: Path | str) -> dict:
         checksum = state.pop("checksum", None) if isinstance(state, dict) else None
         if checksum is None:
             raise ValueError("it has no checksum, so it is not from this project")
-        if checksum != digest(state, n_values=len(pickled), n_bytes=n_bytes):  # a value takes at least a byte of the pickle
+        if checksum != digest(
+            state, n_values=len(pickled), n_bytes=n_bytes
+        ):  # a value takes at least a byte of the pickle
             raise ValueError("its content does not fit its checksum")
     except (PermissionError, FileNotFoundError):
         raise
@@ -279,7 +285,9 @@ def load_checkpoint(path: Path | str) -> dict:
     """
     path, previous = Path(path), previous_path(path)
     if not path.exists() and not previous.exists():
-        raise FileNotFoundError(f"{path} does not exist, so there is nothing to go on from. Train without --load-model first.")
+        raise FileNotFoundError(
+            f"{path} does not exist, so there is nothing to go on from. Train without --load-model first."
+        )
     try:
         return read_checkpoint(path)
     except (FileNotFoundError, ValueError) as error:
@@ -312,7 +320,9 @@ def build_network(description: dict, shapes: dict[str, tuple], path: Path) -> UN
             differing = sorted(set(expected.items()) ^ set(shapes.items()))[0][0]
             raise ValueError(f"tensor {differing} does not fit the network that the file describes")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} does not describe a U-Net of this project ({error}). Use a file that train.py saved.") from error
+        raise ValueError(
+            f"{path} does not describe a U-Net of this project ({error}). Use a file that train.py saved."
+        ) from error
     return network
 
 
@@ -345,7 +355,9 @@ def load_network(path: Path | str) -> tuple[UNet, dict]:
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     for name, tensor in network.state_dict().items():
         if weights[name].dtype != tensor.dtype or not weights[name].isfinite().all():
-            raise ValueError(f"{path} must hold finite numbers of the network's types, got others in {name}. Use another file.")
+            raise ValueError(
+                f"{path} must hold finite numbers of the network's types, got others in {name}. Use another file."
+            )
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False), description
 
@@ -390,7 +402,9 @@ def edge_dice(prediction: np.ndarray, mask: np.ndarray, pixels: int = EDGE_PIXEL
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
     mask8 = mask.view(np.uint8)
     # Outside the frame is neither car nor background: it must not grow a band of its own along the border.
-    band = cv2.dilate(mask8, disc, borderType=cv2.BORDER_REPLICATE) != cv2.erode(mask8, disc, borderType=cv2.BORDER_REPLICATE)
+    band = cv2.dilate(mask8, disc, borderType=cv2.BORDER_REPLICATE) != cv2.erode(
+        mask8, disc, borderType=cv2.BORDER_REPLICATE
+    )
     return dice(prediction[band], mask[band])
 
 
@@ -471,7 +485,8 @@ def score_images(predictions: Iterable[tuple[int, np.ndarray]], cache: Cache, me
     coverage = cache.coverage
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         futures = [
-            pool.submit(score_image, logits, np.array(coverage[row]), mean_mask, cache, row) for row, logits in predictions
+            pool.submit(score_image, logits, np.array(coverage[row]), mean_mask, cache, row)
+            for row, logits in predictions
         ]
         return sorted((future.result() for future in futures), key=lambda row: row["name"])
 
@@ -479,7 +494,11 @@ def score_images(predictions: Iterable[tuple[int, np.ndarray]], cache: Cache, me
 def summarise(rows: list[dict]) -> dict:
     """Make a score card of scored images; the threshold tuned on them leaves their rows."""
     cars = [row["car"] for row in rows]
-    card = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key not in ("name", "car", "view", "dice_by_threshold")}
+    card = {
+        key: float(np.mean([row[key] for row in rows]))
+        for key in rows[0]
+        if key not in ("name", "car", "view", "dice_by_threshold")
+    }
     card["dice_low"], card["dice_high"] = bootstrap_interval([row["dice"] for row in rows], cars)
     by_threshold = np.mean([row.pop("dice_by_threshold") for row in rows], axis=0)
     # Among equally good thresholds the one nearest to one half.
@@ -488,7 +507,9 @@ def summarise(rows: list[dict]) -> dict:
     card["dice_at_threshold"] = float(by_threshold[best])
     card["n_images"], card["n_cars"] = len(rows), len(set(cars))
     views = sorted({row["view"] for row in rows} - {0})
-    card["dice_per_view"] = {f"{view:02d}": float(np.mean([row["dice"] for row in rows if row["view"] == view])) for view in views}
+    card["dice_per_view"] = {
+        f"{view:02d}": float(np.mean([row["dice"] for row in rows if row["view"] == view])) for view in views
+    }
     return card
 
 
@@ -581,7 +602,12 @@ def draw_predictions(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Im
         prediction = enlarge(logits, *mask.shape) > 0
         photo = np.array(cache.images[row])
         height, width = photo.shape[:2]
-        pictures = [photo, draw_mask(mask, width, height), draw_mask(prediction, width, height), draw_errors(photo, mask, prediction)]
+        pictures = [
+            photo,
+            draw_mask(mask, width, height),
+            draw_mask(prediction, width, height),
+            draw_errors(photo, mask, prediction),
+        ]
         rows.append((f"{cache.pairs[row].name}   Dice {dice(prediction, mask):.4f}", pictures))
     return draw_sheet(rows, ["photo", "truth", "prediction", "red: false car, blue: missed"])
 

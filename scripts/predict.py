@@ -31,15 +31,15 @@ import cv2
 import numpy as np
 import torch
 import tyro
+from carvana.cutout import clean_edge, cut_out, draw_overlay, find_transparency, read_background, replace_background
+from carvana.machine import choose_device, keep_memory
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit, to_probability
+from carvana.tables import Table, decode_runs, encode_runs
+from extra import enlarge, remove_leftovers, run_command, write_file
 from PIL import Image
 from tqdm import tqdm
 
-from cutout import clean_edge, cut_out, draw_overlay, find_transparency, read_background, replace_background
 from data import IMAGE_SUFFIXES, PROJECT_DIR, read_image
-from extra import enlarge, remove_leftovers, run_command, write_file
-from machine import choose_device, keep_memory
-from segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit, to_probability
-from tables import Table, decode_runs, encode_runs
 
 DOUBT_LIMIT = 20  # see `segmenter.measure_doubt`
 
@@ -50,7 +50,11 @@ class Settings:
 
     photos: tyro.conf.Positional[tuple[Path, ...]] = ()  # photos, or folders of them with all their sub-folders
     output: Path = PROJECT_DIR / "predictions"  # folder for the results; sub-folders stay as they are
-    outputs: tuple[Literal["mask", "cutout", "overlay"], ...] = ("mask", "cutout", "overlay")  # what to write of each photo
+    outputs: tuple[Literal["mask", "cutout", "overlay"], ...] = (
+        "mask",
+        "cutout",
+        "overlay",
+    )  # what to write of each photo
     background: str | None = None  # also write <name>_background.jpg: white, #rrggbb, or a photo's path
     weights: Path = DEFAULT_WEIGHTS  # .safetensors, or best.pt of a training
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
@@ -88,16 +92,22 @@ def find_photos(inputs: Iterable[Path], output: Path | None) -> list[Photo]:
                 raise ValueError(f"output must be another folder than that of the photos, got {path} for both.")
             for folder, folders, files in os.walk(path):
                 folder = Path(folder)
-                folders[:] = sorted(name for name in folders if not name.startswith(".") and (folder / name).resolve() != output)
+                folders[:] = sorted(
+                    name for name in folders if not name.startswith(".") and (folder / name).resolve() != output
+                )
                 for name in sorted(files):
                     if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                        photos.append(Photo(folder / name, (folder / name).relative_to(path).with_suffix("").as_posix()))
+                        photos.append(
+                            Photo(folder / name, (folder / name).relative_to(path).with_suffix("").as_posix())
+                        )
         elif path.exists():
             photos.append(Photo(path, path.stem))
         else:
             raise FileNotFoundError(f"{printable(path)} does not exist. Name a photo, or a folder of photos.")
     if not photos:
-        raise ValueError(f"{printable(' '.join(map(str, inputs)))} must hold photos ({' '.join(sorted(IMAGE_SUFFIXES))}), got none.")
+        raise ValueError(
+            f"{printable(' '.join(map(str, inputs)))} must hold photos ({' '.join(sorted(IMAGE_SUFFIXES))}), got none."
+        )
     names: dict[str, Path] = {}
     for photo in photos:
         other = names.setdefault(photo.name.casefold(), photo.path)  # some file systems take A and a for one name
@@ -149,7 +159,9 @@ def is_done(photo: Photo, settings: Settings) -> bool:
         return False
 
 
-def predict_photo(photo: Photo, segmenter: Segmenter, threshold: float, settings: Settings, background: np.ndarray | None) -> list:
+def predict_photo(
+    photo: Photo, segmenter: Segmenter, threshold: float, settings: Settings, background: np.ndarray | None
+) -> list:
     """Write a photo's results; return its row of the table, without the name."""
     paths = output_paths(photo, settings)
     # For the mask alone, a photo decoded at a fraction of its size is enough.
@@ -213,7 +225,14 @@ def encode_picture(picture: Image.Image, suffix: str) -> bytes:
         if picture.mode == "RGBA":
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA)
             strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_DEFAULT, cv2.IMWRITE_PNG_FILTER_SUB
-        options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, strategy, cv2.IMWRITE_PNG_FILTER, row_filter]
+        options = [
+            cv2.IMWRITE_PNG_COMPRESSION,
+            1,
+            cv2.IMWRITE_PNG_STRATEGY,
+            strategy,
+            cv2.IMWRITE_PNG_FILTER,
+            row_filter,
+        ]
         return cv2.imencode(".png", pixels, options)[1].tobytes()
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=92)
@@ -235,11 +254,13 @@ def warn(share: float, doubt: float) -> str:
 def predict(settings: Settings) -> int:
     """Predict all photos; return 1 if any of them failed."""
     if settings.export is not None:
-        from export import export_network
+        from carvana.export import export_network
 
         return export_network(settings.weights, settings.export)
     if not settings.photos:
-        raise ValueError("photos must name at least one photo or folder, got none. Try `python scripts/predict.py my_photos`.")
+        raise ValueError(
+            "photos must name at least one photo or folder, got none. Try `python scripts/predict.py my_photos`."
+        )
     if settings.threshold is not None and not 0 < settings.threshold < 1:
         raise ValueError(f"threshold must be between 0 and 1, got {settings.threshold}.")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
@@ -252,7 +273,11 @@ def predict(settings: Settings) -> int:
     cv2.setNumThreads(1)
     threshold = settings.threshold or segmenter.threshold
     made_with = dict(
-        weights=digest_file(settings.weights), threshold=threshold, tta=settings.tta, fast=settings.fast, background=settings.background
+        weights=digest_file(settings.weights),
+        threshold=threshold,
+        tta=settings.tta,
+        fast=settings.fast,
+        background=settings.background,
     )
     photos = find_photos(settings.photos, None if settings.submission else settings.output)[rank::world_size]
 
@@ -282,7 +307,9 @@ def predict(settings: Settings) -> int:
         remove_leftovers(folder)
     failures, warnings = {}, {}
     results = map_bounded(attempt, todo, n_threads)
-    for name, result in tqdm(results, "predicting", len(todo), unit="photo", disable=rank > 0, leave=False, file=sys.stderr):
+    for name, result in tqdm(
+        results, "predicting", len(todo), unit="photo", disable=rank > 0, leave=False, file=sys.stderr
+    ):
         if isinstance(result, Exception):
             failures[name] = printable(result)
             continue
@@ -302,7 +329,9 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def print_summary(n_done: int, n_skipped: int, failures: dict[str, str], warnings: dict[str, str], table_path: Path) -> None:
+def print_summary(
+    n_done: int, n_skipped: int, failures: dict[str, str], warnings: dict[str, str], table_path: Path
+) -> None:
     skipped = f", {n_skipped} were there already" if n_skipped else ""
     print(f"{n_done} photos predicted{skipped}, {len(failures)} failed; how much of each is car: {table_path}")
     for number, (name, warning) in enumerate(warnings.items()):

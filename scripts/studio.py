@@ -19,8 +19,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from carvana.studio.car import BODY, make_car
 from PIL import Image, ImageDraw, ImageFont
-from studio_car import BODY, make_car
 
 try:
     from embreex.mesh_construction import TriangleMesh
@@ -57,7 +57,9 @@ class Settings:
     output: Path = Path(__file__).resolve().parents[1] / "data/studio"  # folder that receives train/ and train_masks/
     seed: int = 0  # the same seed gives the same cars, whatever the number of workers
     workers: int | None = None  # processes; by default as many as cores, and a single one for a tiny set
-    stray: float = 0.3  # how far wall, lights and camera stray from one studio, 0 to 1; more for training on other photos
+    stray: float = (
+        0.3  # how far wall, lights and camera stray from one studio, 0 to 1; more for training on other photos
+    )
 
 
 class StudioError(ValueError):
@@ -85,7 +87,9 @@ class Room:
         self.disc_radius = near(3.3, 0.25)
         self.gloss, self.depth = near(0.14, 0.10), near(1.1, 0.25)
         self.wall = near(0.82, 0.09) * (1 + np.array([1, 0, -1]) * near(0, 0.02))
-        self.edge = np.array([near(0.25, 0.35), near(-0.5, 0.6), near(0.6, 0.8)])  # the painted sweep: its height along the wall
+        self.edge = np.array(
+            [near(0.25, 0.35), near(-0.5, 0.6), near(0.6, 0.8)]
+        )  # the painted sweep: its height along the wall
         self.shade, self.glow = near(0.0, 0.25), max(0.0, near(0.25, 0.25))
         self.letters, self.ink = self.write(rng), near(0.11, 0.10) * (1 + near(0, 0.06) * np.array([1, 0, 1]))
         self.letters_low, self.letters_tall = near(0.30, 0.25), near(1.5, 0.25)
@@ -93,14 +97,28 @@ class Room:
         boxes = int(rng.integers(3, 7))
         self.box_soft = rng.uniform(0.1, 1.2)
         self.boxes = [
-            (rng.uniform(-4.5, 4.5), rng.uniform(-7, 4), rng.uniform(0.5, 1.6), rng.uniform(0.5, 2.0), rng.uniform(2, 6))
+            (
+                rng.uniform(-4.5, 4.5),
+                rng.uniform(-7, 4),
+                rng.uniform(0.5, 1.6),
+                rng.uniform(0.5, 2.0),
+                rng.uniform(2, 6),
+            )
             for _ in range(boxes)
         ]
-        self.panels = [(rng.uniform(-1.3, 1.3), rng.uniform(0.12, 0.4), rng.uniform(0.8, 1.8), rng.uniform(1.5, 4)) for _ in range(3)]
-        self.rail = near(-5.0, 0.5) if rng.random() < 0.3 + 0.2 * stray else -99.0  # the edge of a pit before the turntable
+        self.panels = [
+            (rng.uniform(-1.3, 1.3), rng.uniform(0.12, 0.4), rng.uniform(0.8, 1.8), rng.uniform(1.5, 4))
+            for _ in range(3)
+        ]
+        self.rail = (
+            near(-5.0, 0.5) if rng.random() < 0.3 + 0.2 * stray else -99.0
+        )  # the edge of a pit before the turntable
         self.rail_low = rng.uniform(0.02, 0.5) * self.floor.mean()
         self.texture = self.stain(rng)
-        self.exposure, self.balance = near(1.0, 0.14), 1 + near(0, 0.04) * np.array([1, 0, -1]) + near(0, 0.015) * np.array([0, 1, 0])
+        self.exposure, self.balance = (
+            near(1.0, 0.14),
+            1 + near(0, 0.04) * np.array([1, 0, -1]) + near(0, 0.015) * np.array([0, 1, 0]),
+        )
         self.vignette, self.noise, self.quality = near(0.10, 0.08), rng.uniform(0.6, 2.2), int(rng.integers(82, 96))
         self.soft, self.black, self.contrast = rng.uniform(0.25, 0.6), near(0.004, 0.012), near(1.06, 0.10)
 
@@ -121,7 +139,9 @@ class Room:
         size, scale = 512, 512 / 16
         stains = np.ones((size, size, 3), np.float32)
         for cells, depth in ((5, 0.05), (16, 0.04), (60, 0.025)):
-            spots = cv2.resize(rng.uniform(-1, 1, (cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+            spots = cv2.resize(
+                rng.uniform(-1, 1, (cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+            )
             stains += depth * spots[..., None] * (1, 1, 1.15)
         for _ in range(rng.integers(3, 14)):  # arcs where tyres turned
             ink, radius = np.zeros((size, size), np.uint8), rng.uniform(0.6, self.disc_radius * 1.1) * scale
@@ -137,12 +157,15 @@ class Room:
                 int(rng.integers(2, 8)),
                 cv2.LINE_AA,
             )
-            stains *= 1 - cv2.GaussianBlur(ink / np.float32(255), (0, 0), 2.5)[..., None] * rng.uniform(0.03, 0.2) * np.array(
-                [0.8, 1, 1.2], np.float32
-            )
+            stains *= 1 - cv2.GaussianBlur(ink / np.float32(255), (0, 0), 2.5)[..., None] * rng.uniform(
+                0.03, 0.2
+            ) * np.array([0.8, 1, 1.2], np.float32)
         turn = rng.uniform(0, np.pi)
         for angle in turn + np.pi * np.arange(3) / 3:  # the plates of the turntable
-            ink, tip = np.zeros((size, size), np.uint8), self.disc_radius * scale * np.array([np.cos(angle), np.sin(angle)])
+            ink, tip = (
+                np.zeros((size, size), np.uint8),
+                self.disc_radius * scale * np.array([np.cos(angle), np.sin(angle)]),
+            )
             cv2.line(ink, tuple(int(v) for v in 256 - tip), tuple(int(v) for v in 256 + tip), 255, 1, cv2.LINE_AA)
             stains *= 1 - 0.2 * cv2.GaussianBlur(ink / np.float32(255), (0, 0), 0.6)[..., None]
         return stains.astype(np.float32)
@@ -184,7 +207,9 @@ class Room:
         light = np.empty((len(point), 3), np.float32)
         at = np.flatnonzero(kind == 0)
         if len(at):
-            light[at] = self.paint_floor(point[at, :2], origin[at], None if floor_light is None else floor_light(point[at, :2]))
+            light[at] = self.paint_floor(
+                point[at, :2], origin[at], None if floor_light is None else floor_light(point[at, :2])
+            )
         at = np.flatnonzero(kind == 1)
         if len(at):
             light[at] = self.paint_wall(point[at])
@@ -194,7 +219,8 @@ class Room:
             bright = np.full(len(at), 0.55, np.float32)
             for cx, cy, w, h, power in self.boxes:
                 bright += power * (
-                    np.clip((w - np.abs(x - cx)) / self.box_soft + 0.5, 0, 1) * np.clip((h - np.abs(y - cy)) / self.box_soft + 0.5, 0, 1)
+                    np.clip((w - np.abs(x - cx)) / self.box_soft + 0.5, 0, 1)
+                    * np.clip((h - np.abs(y - cy)) / self.box_soft + 0.5, 0, 1)
                 )
             light[at] = bright[:, None]
         return light
@@ -209,21 +235,36 @@ class Room:
             bright = bright * share
         pit = xy[:, 1] + 0.02 * xy[:, 0] ** 2 < self.rail
         lip = np.abs(xy[:, 1] + 0.02 * xy[:, 0] ** 2 - self.rail) < 0.07
-        bright = np.where(pit, self.rail_low / self.floor.mean() * (1 + 0.4 * np.sin(xy[:, 1] * 60 + 3 * np.sin(xy[:, 0] * 5))), bright)
+        bright = np.where(
+            pit,
+            self.rail_low / self.floor.mean() * (1 + 0.4 * np.sin(xy[:, 1] * 60 + 3 * np.sin(xy[:, 0] * 5))),
+            bright,
+        )
         bright = np.where(lip, 1.7, bright)
         return colour * bright[:, None]
 
     def paint_wall(self, point):
         """Return the light (n, 3) of wall points (n, 3)."""
-        azimuth = np.arctan2(point[:, 0], point[:, 1] - self.middle[1])  # 0 straight behind the car, positive to the right
+        azimuth = np.arctan2(
+            point[:, 0], point[:, 1] - self.middle[1]
+        )  # 0 straight behind the car, positive to the right
         along, z = azimuth * self.radius, point[:, 2]
         edge = self.edge[0] + self.edge[1] * azimuth + self.edge[2] * azimuth**2
-        bright = 1 - self.shade * np.clip(azimuth, -0.6, 0.6) - 0.03 * (z - 1.5) + self.glow * np.exp(-np.maximum(z - edge, 0) / 0.25)
+        bright = (
+            1
+            - self.shade * np.clip(azimuth, -0.6, 0.6)
+            - 0.03 * (z - 1.5)
+            + self.glow * np.exp(-np.maximum(z - edge, 0) / 0.25)
+        )
         behind = np.abs(azimuth) > 1.6  # the camera's side: lamps and dark corners, seen in the paint only
         bright = np.where(behind, 0.75 + 0.25 * np.sin(azimuth * 9), bright)
         turned = np.where(azimuth > 0, azimuth - np.pi, azimuth + np.pi)
         for middle, half, high, power in self.panels:
-            bright += power * np.clip((half - np.abs(turned - middle)) / 0.05, 0, 1) * np.clip((1.2 - np.abs(z - high)) / 0.2, 0, 1)
+            bright += (
+                power
+                * np.clip((half - np.abs(turned - middle)) / 0.05, 0, 1)
+                * np.clip((1.2 - np.abs(z - high)) / 0.2, 0, 1)
+            )
         colour = self.wall * bright[:, None]
         h, w = self.letters.shape
         column = np.floor((along - self.letters_left) / self.letters_wide * w).astype(int)
@@ -279,7 +320,8 @@ class Sitter:
         self.step = 0.07 / detail
         nx, ny = int((car.length + 3.6) / self.step), int((car.width + 3.6) / self.step)
         grid = (
-            np.stack(np.meshgrid(np.arange(nx), np.arange(ny), indexing="ij"), -1).reshape(-1, 2) - ((nx - 1) / 2, (ny - 1) / 2)
+            np.stack(np.meshgrid(np.arange(nx), np.arange(ny), indexing="ij"), -1).reshape(-1, 2)
+            - ((nx - 1) / 2, (ny - 1) / 2)
         ) * self.step
         ground = np.append(grid, np.full((len(grid), 1), 1e-3), 1).astype(np.float32)
         self.floor_seen = (self.blocked(ground, up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
@@ -307,7 +349,10 @@ class Sitter:
         for k, direction in enumerate(directions):
             at = slice(None) if wanted is None else np.flatnonzero(wanted[:, k])
             start = np.ascontiguousarray(points[at])
-            seen[at, k] = self.scene.run(start, np.ascontiguousarray(np.broadcast_to(direction, start.shape)), query="OCCLUDED") != 0
+            seen[at, k] = (
+                self.scene.run(start, np.ascontiguousarray(np.broadcast_to(direction, start.shape)), query="OCCLUDED")
+                != 0
+            )
         return seen
 
     def shoot(self, origin, direction):
@@ -320,8 +365,13 @@ class Sitter:
         point = origin[at] + direction[at] * distance[at, None]
         hole = np.zeros(len(at), bool)
         for axle in car.axles:
-            hole |= (np.hypot(point[:, 0] - axle, point[:, 2] - car.wheel_radius) < car.arch) & (np.abs(point[:, 1]) > 0.3 * car.width)
-        at, point = at[hole & (self.face_normal[prim[at], 2] > -0.6)], point[hole & (self.face_normal[prim[at], 2] > -0.6)]
+            hole |= (np.hypot(point[:, 0] - axle, point[:, 2] - car.wheel_radius) < car.arch) & (
+                np.abs(point[:, 1]) > 0.3 * car.width
+            )
+        at, point = (
+            at[hole & (self.face_normal[prim[at], 2] > -0.6)],
+            point[hole & (self.face_normal[prim[at], 2] > -0.6)],
+        )
         if len(at):
             start = point + direction[at] * 2e-3
             again = self.scene.run(np.ascontiguousarray(start), np.ascontiguousarray(direction[at]), output=1)
@@ -396,8 +446,13 @@ class View:
             if len(inside):
                 corner = car.faces[prim_in[inside]]
                 spot = start[inside] + direction[at][inside] * distance_in[inside, None]
-                normal_in, coords = blend(car.normals, corner, where_in[inside]), blend(car.coords, corner, where_in[inside])
-                colour, _, _, second = car.material(car.parts[corner[:, 0]], spot, normal_in, coords, np.zeros(len(inside), bool))
+                normal_in, coords = (
+                    blend(car.normals, corner, where_in[inside]),
+                    blend(car.coords, corner, where_in[inside]),
+                )
+                colour, _, _, second = car.material(
+                    car.parts[corner[:, 0]], spot, normal_in, coords, np.zeros(len(inside), bool)
+                )
                 lit = colour * (0.25 + 0.35 * np.abs(normal_in[:, 2:]))
                 through[inside] = np.where(second[:, None] > 0, through[inside] * second[:, None], lit)
             light[at] += through * (glass[at] * (1 - fresnel[at]))[:, None]
@@ -448,7 +503,9 @@ def photograph(room, view, ground, rng):
     for at in np.array_split(near, len(near) // CHUNK + 1):
         if len(at) == 0:
             continue
-        start = view.to_car(np.append(floor_xy[at], np.full((len(at), 1), 1e-3), 1).astype(np.float32)).astype(np.float32)
+        start = view.to_car(np.append(floor_xy[at], np.full((len(at), 1), 1e-3), 1).astype(np.float32)).astype(
+            np.float32
+        )
         direction = unit(start - eye * (1, 1, 1)).astype(np.float32) * np.float32([1, 1, -1])
         prim, distance, where = view.sitter.shoot(start, direction)
         hit = np.flatnonzero(prim >= 0)
@@ -475,7 +532,9 @@ def photograph(room, view, ground, rng):
         seen = np.zeros((len(prim), 4), np.float32)
         if len(hit):
             light = view.shade(direction[hit], prim[hit], distance[hit], where[hit], start[hit])
-            seen[hit] = np.append(np.minimum(light, 1.6), np.ones((len(hit), 1)), 1)  # a lamp's glint does not spread over a pixel
+            seen[hit] = np.append(
+                np.minimum(light, 1.6), np.ones((len(hit), 1)), 1
+            )  # a lamp's glint does not spread over a pixel
         seen = average_four(seen, last - first)
         coverage[first:last, left:right] = seen[..., 3]
         photo[first:last, left:right] = photo[first:last, left:right] * (1 - seen[..., 3:]) + seen[..., :3]
@@ -508,7 +567,9 @@ def develop(room, photo, rng):
     """Turn light (H, W, 3) into a photo as a camera would: exposure, white balance, vignette, softness, tone curve, noise."""
     height, width = photo.shape[:2]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
-    photo = photo * ((1 - room.vignette * (x * x + y * y))[..., None] * room.balance * room.exposure * 1.5).astype(np.float32)
+    photo = photo * ((1 - room.vignette * (x * x + y * y))[..., None] * room.balance * room.exposure * 1.5).astype(
+        np.float32
+    )
     photo = cv2.GaussianBlur(photo, (0, 0), room.soft * max(1, width / 960))
     photo = np.maximum(photo + room.black, 0) ** room.contrast
     photo *= (photo + 0.02) / (photo + 0.045)  # the toe: cameras render what is nearly black as black
@@ -540,7 +601,11 @@ def shoot_view(seed, number, width, height, stray, views):
     ground = empty_room(room)
     for number_of_view in views:
         view = View(room, sitter, number_of_view, offset)
-        yield number_of_view, *photograph(room, view, ground, np.random.default_rng([seed, number, 2 + number_of_view])), room.quality
+        yield (
+            number_of_view,
+            *photograph(room, view, ground, np.random.default_rng([seed, number, 2 + number_of_view])),
+            room.quality,
+        )
 
 
 def make_car_files(output, seed, number, width, height, stray):
@@ -550,7 +615,9 @@ def make_car_files(output, seed, number, width, height, stray):
     for view, photo, mask, quality in shoot_view(seed, number, width, height, stray, missing) if missing else ():
         gif = Image.frombytes("P", (width, height), mask.tobytes())
         gif.putpalette([0, 0, 0, 255, 255, 255])
-        for image, path, options in zip((Image.fromarray(photo), gif), paths(output, car, view), ({"quality": quality}, {})):
+        for image, path, options in zip(
+            (Image.fromarray(photo), gif), paths(output, car, view), ({"quality": quality}, {})
+        ):
             memory = BytesIO()
             image.save(memory, "JPEG" if options else "GIF", **options)
             part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -572,7 +639,9 @@ def check_settings(output, cars, width, height, seed, workers, stray):
     if cars < 1:
         raise StudioError(f"cars must be at least 1, got {cars}: each car gives {VIEWS} photos.")
     if not (32 <= width <= 1918 and 32 <= height <= 1280):
-        raise StudioError(f"size must be from 32x32 to 1918x1280 (width x height), got {width}x{height}: 480x320 is a good start.")
+        raise StudioError(
+            f"size must be from 32x32 to 1918x1280 (width x height), got {width}x{height}: 480x320 is a good start."
+        )
     if seed < 0:
         raise StudioError(f"seed must be 0 or more, got {seed}: any other whole number gives other cars.")
     if workers is not None and workers < 1:
@@ -592,7 +661,16 @@ def check_settings(output, cars, width, height, seed, workers, stray):
                     )
 
 
-def make_studio(output, cars=Settings.cars, width=480, height=320, seed=Settings.seed, workers=None, stray=Settings.stray, progress=True):
+def make_studio(
+    output,
+    cars=Settings.cars,
+    width=480,
+    height=320,
+    seed=Settings.seed,
+    workers=None,
+    stray=Settings.stray,
+    progress=True,
+):
     """Write a data set of studio photos in Carvana's layout; whole files already there are kept.
 
     Args:

@@ -24,23 +24,40 @@ from pathlib import Path
 from typing import Literal
 
 import cv2
+import extra
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from carvana.int8 import measure_ranges
+from carvana.machine import (
+    StopRequest,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    choose_workers,
+    device_name,
+    is_out_of_memory,
+    keep_memory,
+    lock_folder,
+    peak_memory_mib,
+)
 from torch import Tensor, nn
 from tqdm import tqdm
-
-import extra
-from data import (
-    PROJECT_DIR, Cache, CarDataset, EpochBatches, build_cache, colour_statistics, limit_cars, make_loader, require_pairs, split_cars,
-)  # fmt: skip
-from int8 import measure_ranges
-from machine import (
-    StopRequest, choose_compile, choose_device, choose_precision, choose_workers, device_name, is_out_of_memory, keep_memory, lock_folder,
-    peak_memory_mib,
-)  # fmt: skip
 from unet import UNet, check_image_size, check_settings
+
+from data import (
+    PROJECT_DIR,
+    Cache,
+    CarDataset,
+    EpochBatches,
+    build_cache,
+    colour_statistics,
+    limit_cars,
+    make_loader,
+    require_pairs,
+    split_cars,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,9 @@ class Config:
     test_mask_dir: Path | None = None  # their masks
     validation_share: float = 0.1  # share of the cars set aside when there are no test folders
     limit: int | None = None  # use at most so many photos, whole cars; for a quick try
-    image_width: int = 480  # training size in pixels, a multiple of 2**depth; half the size is four times as fast, less exact
+    image_width: int = (
+        480  # training size in pixels, a multiple of 2**depth; half the size is four times as fast, less exact
+    )
     image_height: int = 320  # likewise; photos are resized to it, scores are taken at the photos' own size
     base_width: int = 64  # channels of the first convolution; 16 for a CPU: 12 times as fast, slightly less exact
     depth: int = 4  # steps down, each halving the picture; 5 sees twice as far for a quarter more time and four times the weights
@@ -65,7 +84,9 @@ class Config:
     warmup: float = 0.05  # share of all steps in which the learning rate rises to its peak; it ends at zero
     ema_decay: float = 0.998  # moving average of the weights, which is what gets validated and saved; 0 turns it off
     augment: bool = True  # flip, move and recolour the training photos
-    background: float = 0.1  # share of the training photos that get letters, and half of them another wall, behind the car
+    background: float = (
+        0.1  # share of the training photos that get letters, and half of them another wall, behind the car
+    )
     seed: int = 0  # weights, split, order and augmentation follow from it
     load_model: bool = False  # go on from the last checkpoint in checkpoint_dir
     start_from: Path | None = None  # begin with the weights of this file (.safetensors or .pt) instead of random ones
@@ -84,10 +105,19 @@ class Config:
         check_settings(3, 1, self.base_width, self.depth, self.kernel_size)
         check_image_size(self.image_height, self.image_width, 2**self.depth)
         for name, low, high in (
-            ("batch_size", 1, 4096), ("epochs", 1, 100_000), ("learning_rate", 1e-9, 10), ("weight_decay", 0, 10), ("warmup", 0, 1),
-            ("ema_decay", 0, 0.999999), ("background", 0, 1), ("validation_share", 0, 0.9), ("limit", 1, 10**9), ("workers", 0, 256),
-            ("seed", 0, 2**31), ("checkpoint_minutes", 0, 10**6),
-        ):  # fmt: skip
+            ("batch_size", 1, 4096),
+            ("epochs", 1, 100_000),
+            ("learning_rate", 1e-9, 10),
+            ("weight_decay", 0, 10),
+            ("warmup", 0, 1),
+            ("ema_decay", 0, 0.999999),
+            ("background", 0, 1),
+            ("validation_share", 0, 0.9),
+            ("limit", 1, 10**9),
+            ("workers", 0, 256),
+            ("seed", 0, 2**31),
+            ("checkpoint_minutes", 0, 10**6),
+        ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}, got {value}.")
@@ -96,20 +126,50 @@ class Config:
 
 
 # On --load-model these must be as they were, or the checkpoint's place in the run would mean nothing ...
-FIXED_ON_RESUME = ("base_width", "depth", "kernel_size", "image_width", "image_height", "batch_size", "seed", "limit", "validation_share")
+FIXED_ON_RESUME = (
+    "base_width",
+    "depth",
+    "kernel_size",
+    "image_width",
+    "image_height",
+    "batch_size",
+    "seed",
+    "limit",
+    "validation_share",
+)
 # ... and these do not touch the result; all others may change, and the change is said.
 FREE_ON_RESUME = (
-    "load_model", "start_from", "workers", "device", "checkpoint_minutes", "checkpoint_dir", "prediction_dir", "cache_dir", "mirror_dir",
-    "train_image_dir", "train_mask_dir", "test_image_dir", "test_mask_dir",
-)  # fmt: skip
-
-
-HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "images_per_second", "data_wait", "seconds")
-HISTORY_HEADING = " epoch  train loss    val loss  val dice        lr   img/s   wait  seconds"
-HISTORY_LINE = (
-    "{epoch:>6}{train_loss:>12.5f}{val_loss:>12.5f}{val_dice:>10.5f}{learning_rate:>10.2e}{images_per_second:>8.1f}{data_wait:>7.1%}{seconds:>9.1f}"
+    "load_model",
+    "start_from",
+    "workers",
+    "device",
+    "checkpoint_minutes",
+    "checkpoint_dir",
+    "prediction_dir",
+    "cache_dir",
+    "mirror_dir",
+    "train_image_dir",
+    "train_mask_dir",
+    "test_image_dir",
+    "test_mask_dir",
 )
-ADVICE_ON_NAN = "Lower learning_rate, or use --precision float32; --load-model goes on from the last checkpoint, which is sound."
+
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_dice",
+    "learning_rate",
+    "images_per_second",
+    "data_wait",
+    "seconds",
+)
+HISTORY_HEADING = " epoch  train loss    val loss  val dice        lr   img/s   wait  seconds"
+HISTORY_LINE = "{epoch:>6}{train_loss:>12.5f}{val_loss:>12.5f}{val_dice:>10.5f}{learning_rate:>10.2e}{images_per_second:>8.1f}{data_wait:>7.1%}{seconds:>9.1f}"
+ADVICE_ON_NAN = (
+    "Lower learning_rate, or use --precision float32; --load-model goes on from the last checkpoint, which is sound."
+)
 
 
 @dataclass
@@ -136,7 +196,9 @@ class Progress:
             if set(row) != set(HISTORY_COLUMNS):
                 raise TypeError(f"history must have the columns {', '.join(HISTORY_COLUMNS)}")
             numbers += row.values()
-        if len(self.history) != self.epoch or not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+        if len(self.history) != self.epoch or not all(
+            type(value) in (int, float) and math.isfinite(value) for value in numbers
+        ):
             raise TypeError("the history must have a row of numbers for each epoch")
 
 
@@ -277,7 +339,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         start, description = extra.load_network(config.start_from)
         started_from = description.get("trained")
         if start.settings != network.settings:
-            raise ValueError(f"start_from must hold a network of these settings, got {start.settings} in {config.start_from}.")
+            raise ValueError(
+                f"start_from must hold a network of these settings, got {start.settings} in {config.start_from}."
+            )
         network.load_state_dict(start.state_dict())
     network = network.to(device, memory_format=torch.channels_last)
     average = UNet(**network.settings).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
@@ -327,7 +391,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         """Wait for the device, add the losses up, and stop at one that is not finite, before it can be saved."""
         for (batch, count, _), loss in zip(unread, torch.stack([row[2] for row in unread]).tolist() if unread else []):
             if not math.isfinite(loss):
-                raise RuntimeError(f"the loss is {loss} in epoch {progress.epoch + 1}, batch {batch + 1}. {ADVICE_ON_NAN}")
+                raise RuntimeError(
+                    f"the loss is {loss} in epoch {progress.epoch + 1}, batch {batch + 1}. {ADVICE_ON_NAN}"
+                )
             progress.loss_sum += loss * count
             progress.n_seen += count
         unread.clear()
@@ -337,7 +403,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         """Stop at weights that are not finite: a step may spoil them though the loss before it was sound."""
         for tensor in (*network.state_dict().values(), *average.state_dict().values()):
             if not tensor.isfinite().all():
-                raise RuntimeError(f"the weights are no longer finite numbers in epoch {progress.epoch + 1}. {ADVICE_ON_NAN}")
+                raise RuntimeError(
+                    f"the weights are no longer finite numbers in epoch {progress.epoch + 1}. {ADVICE_ON_NAN}"
+                )
 
     def save_last() -> None:
         """Save everything that the run needs to go on as if it had never stopped."""
@@ -354,7 +422,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 config=plain(config),
                 data_fingerprint=cache.fingerprint,
             )
-            extra.save_checkpoint(config.checkpoint_dir / "last.pt", state, keep_previous=True, mirror_dir=config.mirror_dir)
+            extra.save_checkpoint(
+                config.checkpoint_dir / "last.pt", state, keep_previous=True, mirror_dir=config.mirror_dir
+            )
 
     def save_best() -> None:
         if chief:
@@ -397,7 +467,10 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
             optimizer.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            print(f"memory ran out: batches of {len(images)} are now computed in {progress.micro_batches} parts", file=sys.stderr)
+            print(
+                f"memory ran out: batches of {len(images)} are now computed in {progress.micro_batches} parts",
+                file=sys.stderr,
+            )
 
     # Training.
     if chief:
@@ -418,7 +491,12 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         batches.start(epoch, progress.batch)
         network.train()
         with tqdm(
-            total=len(batches), initial=progress.batch, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, disable=not chief, file=sys.stderr
+            total=len(batches),
+            initial=progress.batch,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            leave=False,
+            disable=not chief,
+            file=sys.stderr,
         ) as bar:
             clock = time.perf_counter()
             for images, coverage, _ in loader:
@@ -449,7 +527,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 bar.update()
                 if reads:
                     speed = timed_images / timed_seconds if timed_seconds else 0
-                    bar.set_postfix_str(f"loss {mean_loss:.4f}, {speed:.1f} img/s, {progress.wait_seconds / progress.seconds:.0%} waiting")
+                    bar.set_postfix_str(
+                        f"loss {mean_loss:.4f}, {speed:.1f} img/s, {progress.wait_seconds / progress.seconds:.0%} waiting"
+                    )
                 if clock - last_saved > 60 * config.checkpoint_minutes and progress.batch < len(batches):
                     save_last()
                     last_saved = time.perf_counter()
@@ -469,7 +549,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
             cache.check_unchanged(row)
         # Several processes do not ask between photos: they may have one more or less, and would wait for each other.
         between = (lambda: leave_if_asked(0)) if world_size == 1 else (lambda: None)
-        val_loss, val_dice = validate(average, cache, validation_rows[rank::world_size], config, device, precision, between)
+        val_loss, val_dice = validate(
+            average, cache, validation_rows[rank::world_size], config, device, precision, between
+        )
         progress.history.append(
             dict(
                 epoch=epoch + 1,
@@ -482,7 +564,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
                 seconds=progress.seconds,
             )
         )
-        progress = dataclasses.replace(progress, epoch=epoch + 1, batch=0, loss_sum=0.0, n_seen=0, seconds=0.0, wait_seconds=0.0)
+        progress = dataclasses.replace(
+            progress, epoch=epoch + 1, batch=0, loss_sum=0.0, n_seen=0, seconds=0.0, wait_seconds=0.0
+        )
         if val_dice > progress.best_dice:
             progress.best_dice = val_dice
             save_best()
@@ -508,7 +592,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
     average.load_state_dict(extra.read_checkpoint(config.checkpoint_dir / "best.pt")["weights"])
     card, rows = score(average, cache, train_rows, validation_rows, config, device, precision, rank, world_size)
     if chief:  # what `predict.py --fast` needs; at most 16 photos show how far the activations reach
-        some = (torch.tensor(cache.images[row], device=device) for row in train_rows[:: math.ceil(len(train_rows) / 16)])
+        some = (
+            torch.tensor(cache.images[row], device=device) for row in train_rows[:: math.ceil(len(train_rows) / 16)]
+        )
         described["ranges"] = measure_ranges(average, (image.permute(2, 0, 1)[None] for image in some))
     described["threshold"] = card["threshold"]
     described["trained"] = {**described["trained"], "epochs": progress.epoch, "score_card": card}
@@ -537,7 +623,9 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
 
 
 @torch.inference_mode()
-def predict_rows(network: UNet, cache: Cache, rows: list[int], config: Config, device: torch.device, precision: torch.dtype):
+def predict_rows(
+    network: UNet, cache: Cache, rows: list[int], config: Config, device: torch.device, precision: torch.dtype
+):
     """Yield (row, coverage (h, w) uint8, logits (h, w) float32), NumPy arrays, for cached photos, in order."""
     if not rows:  # a process may get no photo when there are more processes than photos
         return
@@ -562,11 +650,15 @@ def validate(network, cache, rows, config, device, precision, between) -> tuple[
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
-def score(network, cache, train_rows, validation_rows, config, device, precision, rank, world_size) -> tuple[dict, list[dict]]:
+def score(
+    network, cache, train_rows, validation_rows, config, device, precision, rank, world_size
+) -> tuple[dict, list[dict]]:
     """Score on all validation photos at their own size, shared out over processes; give the card and a row for each photo."""
     for row in train_rows:
         cache.check_unchanged(row)
-    mean_mask = np.mean([cache.coverage[row] / np.float32(255) for row in train_rows[:: max(1, len(train_rows) // 512)]], axis=0)
+    mean_mask = np.mean(
+        [cache.coverage[row] / np.float32(255) for row in train_rows[:: max(1, len(train_rows) // 512)]], axis=0
+    )
     logits = predict_rows(network, cache, validation_rows[rank::world_size], config, device, precision)
     rows = extra.score_images(((row, logit) for row, _, logit in logits), cache, mean_mask)
     if world_size > 1:
@@ -593,7 +685,11 @@ def plain(config: Config) -> dict:
 
 def shareable(config: Config) -> dict:
     """Settings that say how a network was trained, without the folders of the machine that did it."""
-    return {key: value for key, value in plain(config).items() if not key.endswith("_dir") and key not in ("start_from", "load_model")}
+    return {
+        key: value
+        for key, value in plain(config).items()
+        if not key.endswith("_dir") and key not in ("start_from", "load_model")
+    }
 
 
 def check_resumable(state: dict, config: Config, cache: Cache, chief: bool) -> None:
@@ -603,7 +699,9 @@ def check_resumable(state: dict, config: Config, cache: Cache, chief: bool) -> N
         raise ValueError(f"{path} holds weights but no training. Use --start-from to begin with them.")
     before, now = state["config"], plain(config)
     for name in FIXED_ON_RESUME:
-        was = before.get(name, getattr(Config, name))  # a setting that is younger than the checkpoint was at its default
+        was = before.get(
+            name, getattr(Config, name)
+        )  # a setting that is younger than the checkpoint was at its default
         if was != now[name]:
             raise ValueError(
                 f"{name} must be {was}, as when {path} was saved, got {now[name]}. Set it back, or train anew without --load-model."
@@ -612,9 +710,14 @@ def check_resumable(state: dict, config: Config, cache: Cache, chief: bool) -> N
         raise ValueError(
             f"the photos are not those that {path} was trained on: files were added, removed or changed. Put them back, or train anew."
         )
-    changed = [name for name in now if name not in (*FIXED_ON_RESUME, *FREE_ON_RESUME) and before.get(name) != now[name]]
+    changed = [
+        name for name in now if name not in (*FIXED_ON_RESUME, *FREE_ON_RESUME) and before.get(name) != now[name]
+    ]
     if changed and chief:
-        print("settings changed since the run began: " + ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in changed))
+        print(
+            "settings changed since the run began: "
+            + ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in changed)
+        )
 
 
 def restore_run(
@@ -642,8 +745,16 @@ def restore_run(
         if progress.batch > n_batches:
             raise TypeError(f"batch must be at most {n_batches}, got {progress.batch}")
         for group in optimizer.param_groups:  # as the last step left it: a run stopped in validation saves it again
-            group["lr"] = learning_rate_at(progress.epoch * n_batches + progress.batch - 1, config.epochs * n_batches, config)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:  # only a file not written by train.py
+            group["lr"] = learning_rate_at(
+                progress.epoch * n_batches + progress.batch - 1, config.epochs * n_batches, config
+            )
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # only a file not written by train.py
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(f"{path} does not hold a training of this project ({reason}).") from error
     if chief:  # the run may have been killed before the mirror got its copy
@@ -666,7 +777,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         raise TypeError("the optimizer's moments are not those of the network")
     for index, moment in moments.items():
         shapes = {name: tensor.shape for name, tensor in moment.items()}
-        if shapes != {"step": torch.Size([]), "exp_avg": parameters[index].shape, "exp_avg_sq": parameters[index].shape}:
+        if shapes != {
+            "step": torch.Size([]),
+            "exp_avg": parameters[index].shape,
+            "exp_avg_sq": parameters[index].shape,
+        }:
             raise TypeError("the optimizer's moments do not fit the network")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -677,7 +792,16 @@ def set_earlier_run_aside(folder: Path) -> None:
     Until all files are moved they are in `earlier.partial/`, where a process killed midway leaves them: a new run
     finishes the move, --load-model undoes it.
     """
-    names = ("last.pt", "last.previous.pt", "best.pt", "best.safetensors", "history.csv", "settings.json", "score_card.json", "scores.csv")
+    names = (
+        "last.pt",
+        "last.previous.pt",
+        "best.pt",
+        "best.safetensors",
+        "history.csv",
+        "settings.json",
+        "score_card.json",
+        "scores.csv",
+    )
     found = [folder / name for name in names if (folder / name).exists()]
     partial = folder / "earlier.partial"
     # Without a checkpoint it is a run that hardly began: not worth a folder.
@@ -688,7 +812,9 @@ def set_earlier_run_aside(folder: Path) -> None:
         places = itertools.chain([folder / "earlier"], (folder / f"earlier-{number}" for number in itertools.count(2)))
         place = next(place for place in places if not place.exists())
         partial.rename(place)
-        print(f"the earlier run in {folder} is now in {place}, which you may delete; --load-model would have gone on with it")
+        print(
+            f"the earlier run in {folder} is now in {place}, which you may delete; --load-model would have gone on with it"
+        )
 
 
 def bring_earlier_run_back(folder: Path) -> None:
@@ -702,7 +828,9 @@ def bring_earlier_run_back(folder: Path) -> None:
 
 def fetch_from_mirror(config: Config) -> None:
     """Copy the mirror's checkpoints to where there are none: a session that ended took its machine's disk along."""
-    if config.mirror_dir is None or any((config.checkpoint_dir / name).exists() for name in ("last.pt", "last.previous.pt")):
+    if config.mirror_dir is None or any(
+        (config.checkpoint_dir / name).exists() for name in ("last.pt", "last.previous.pt")
+    ):
         return
     with extra.mirror_may_fail():
         bring_earlier_run_back(config.mirror_dir)
@@ -719,7 +847,9 @@ def write_settings(config: Config) -> None:
 
 def write_history(path: Path, history: list[dict]) -> None:
     rounded = ("seconds", "data_wait", "images_per_second")
-    extra.write_table(path, [{key: round(value, 6) if key in rounded else value for key, value in row.items()} for row in history])
+    extra.write_table(
+        path, [{key: round(value, 6) if key in rounded else value for key, value in row.items()} for row in history]
+    )
 
 
 def save_scores(config: Config, card: dict, rows: list[dict]) -> None:

@@ -126,11 +126,7 @@ def check_settings(in_channels: int, out_channels: int, base_width: int, depth: 
     """
     limits = dict(in_channels=64, out_channels=256, base_width=512, depth=7, kernel_size=31)
     values = dict(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        base_width=base_width,
-        depth=depth,
-        kernel_size=kernel_size,
+        in_channels=in_channels, out_channels=out_channels, base_width=base_width, depth=depth, kernel_size=kernel_size
     )
     for name, value in values.items():
         if type(value) is not int or not 1 <= value <= limits[name]:

@@ -17,12 +17,22 @@ sys.path.insert(0, str(SCRIPT_DIR))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core: more threads would wait for each other
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it, and so would every process that a test starts
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # pytest-xdist ignores it, and so would every process that a test starts
 
-from machine import process_context  # noqa: E402
+from carvana.machine import process_context  # noqa: E402
 
 # The files that take longest, which start first: the suite then does not end with one process at work and the others idle.
-SLOWEST = ("test_resume", "test_benchmarks", "test_notebook", "test_train", "test_experiments", "test_app", "test_export")
+SLOWEST = (
+    "test_resume",
+    "test_benchmarks",
+    "test_notebook",
+    "test_train",
+    "test_experiments",
+    "test_app",
+    "test_export",
+)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -103,10 +113,14 @@ def run_script(tmp_path_factory):
     """Run `python scripts/<name> *args` to its end in a process of its own, which has one thread and starts with the packages imported;
     return the CompletedProcess, output as text."""
 
-    def run(name: str, *args, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    def run(
+        name: str, *args, cwd: Path = PROJECT_DIR, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
         outputs = [tmp_path_factory.mktemp("output") / stream for stream in ("stdout", "stderr")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in (env or {}).items()}}
-        process = process_context().Process(target=enter_script, args=(name, [*map(str, args)], cwd, environment, outputs))
+        process = process_context().Process(
+            target=enter_script, args=(name, [*map(str, args)], cwd, environment, outputs)
+        )
         process.start()
         process.join(300)
         if process.exitcode is None:

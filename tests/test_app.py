@@ -15,17 +15,16 @@ import time
 import zipfile
 from pathlib import Path
 
+import app
 import numpy as np
 import pytest
-from PIL import Image
-
-import app
+from carvana.segmenter import Segmenter
+from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, to_hex
 from conftest import SCRIPT_DIR
 from extra import enlarge
+from PIL import Image
 from predict import make_pictures
 from red_network import draw_photo, is_red, need, save_red_weights
-from segmenter import Segmenter
-from visitors import Visitors, choose_background, draw_view, segment_upload, to_hex
 
 need("gradio", requirements="requirements-app.txt")
 need("playwright", requirements="requirements-dev.txt")
@@ -82,7 +81,12 @@ class Server:
 
     def files(self) -> list[Path]:
         """List the server's files; unlike Path.rglob, os.walk takes a folder that vanishes meanwhile for an empty one."""
-        return [path for folder, _, names in os.walk(self.temporary) for name in names if (path := Path(folder, name)).is_file()]
+        return [
+            path
+            for folder, _, names in os.walk(self.temporary)
+            for name in names
+            if (path := Path(folder, name)).is_file()
+        ]
 
     def filled_files(self) -> set[Path]:
         """Leave out the empty file that Gradio makes for each upload and forgets."""
@@ -387,7 +391,11 @@ def test_nothing_is_asked_of_other_machines(visit, server, tmp_path):
     expect_facts(page, "90 × 60 pixels")
     page.wait_for_timeout(1000)
     assert len(page.asked) > 10
-    outside = [url for url in page.asked if not url.startswith((server.url, "data:", "blob:", server.url.replace("http", "ws")))]
+    outside = [
+        url
+        for url in page.asked
+        if not url.startswith((server.url, "data:", "blob:", server.url.replace("http", "ws")))
+    ]
     assert outside == []
     hosts = set(server.addresses.read_text().split())
     assert hosts <= {"127.0.0.1", "localhost", "::1", "0.0.0.0", "local", "None"}, hosts
@@ -399,10 +407,16 @@ def test_nothing_is_asked_of_other_machines(visit, server, tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        SCRIPT_DIR / "app.py", "/etc/passwd", "../../../../etc/passwd", "/proc/self/environ", SCRIPT_DIR / "../.git/config",
-        "%2e%2e/%2e%2e/etc/passwd", "/dev/zero", "C:/Windows/win.ini",
+        SCRIPT_DIR / "app.py",
+        "/etc/passwd",
+        "../../../../etc/passwd",
+        "/proc/self/environ",
+        SCRIPT_DIR / "../.git/config",
+        "%2e%2e/%2e%2e/etc/passwd",
+        "/dev/zero",
+        "C:/Windows/win.ini",
     ],
-)  # fmt: skip
+)
 def test_no_file_of_the_server_is_given_out(server, path):
     for prefix in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/assets/", "/gradio_api/stream/"):
         status, content = server.get(f"{prefix}{path}")
@@ -448,7 +462,9 @@ def test_ctrl_c_ends_the_page_and_leaves_no_file(tmp_path):
 
 
 def test_taken_port_is_said_in_one_line(server, run_script):
-    result = run_script("app.py", "--weights", server.weights, "--port", server.port, env=dict(TMPDIR=str(server.folder)))
+    result = run_script(
+        "app.py", "--weights", server.weights, "--port", server.port, env=dict(TMPDIR=str(server.folder))
+    )
     assert result.returncode == 1
     assert f"error: port must be free, got {server.port}, which another program uses." in result.stderr
     assert result.stderr.count("\n") == 1
@@ -464,7 +480,9 @@ def test_missing_gradio_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without_gradio)
     segmenter = Segmenter(save_red_weights(tmp_path / "red.safetensors"), "cpu")
-    with pytest.raises(RuntimeError, match="gradio must be installed for the web page. Run `pip install -r requirements-app.txt`."):
+    with pytest.raises(
+        RuntimeError, match="gradio must be installed for the web page. Run `pip install -r requirements-app.txt`."
+    ):
         app.make_app(segmenter)
 
 

@@ -60,7 +60,9 @@ READABLE = {
     "png": lambda: encoded(scene(), "PNG"),
     "png with opaque alpha": lambda: encoded(scene().convert("RGBA"), "PNG"),
     "palette png": lambda: encoded(scene().convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
-    "palette png with transparency": lambda: encoded(scene().convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=255),
+    "palette png with transparency": lambda: encoded(
+        scene().convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=255
+    ),
     "webp": lambda: encoded(scene(), "WEBP", quality=95),
     "lossless webp with alpha": lambda: encoded(scene().convert("RGBA"), "WEBP", lossless=True),
     "bmp": lambda: encoded(scene(), "BMP"),
@@ -71,15 +73,23 @@ READABLE = {
     "png called jpg": lambda: encoded(scene(), "PNG"),
     "jpeg with a colour profile": lambda: encoded(scene(), "JPEG", quality=95, icc_profile=b"no profile at all"),
     "jpeg with rubbish after it": lambda: encoded(scene(), "JPEG", quality=95) + b"rubbish" * 99,
-    "jpeg with a broken exif block": lambda: encoded(scene(), "JPEG", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
-    "phone jpeg with a preview": lambda: encoded(scene(), "MPO", save_all=True, append_images=[scene(32, 24)], quality=95),
+    "jpeg with a broken exif block": lambda: encoded(
+        scene(), "JPEG", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"
+    ),
+    "phone jpeg with a preview": lambda: encoded(
+        scene(), "MPO", save_all=True, append_images=[scene(32, 24)], quality=95
+    ),
 }
 GREY = {
     "grey jpeg": lambda: encoded(scene().convert("L"), "JPEG", quality=95),
     "grey png": lambda: encoded(scene().convert("L"), "PNG"),
     "grey png with alpha": lambda: encoded(scene().convert("LA"), "PNG"),
-    "16-bit grey png": lambda: encoded(Image.fromarray(np.asarray(scene().convert("L")).astype(np.uint16) * 257), "PNG"),
-    "16-bit grey tiff": lambda: encoded(Image.fromarray(np.asarray(scene().convert("L")).astype(np.uint16) * 257), "TIFF"),
+    "16-bit grey png": lambda: encoded(
+        Image.fromarray(np.asarray(scene().convert("L")).astype(np.uint16) * 257), "PNG"
+    ),
+    "16-bit grey tiff": lambda: encoded(
+        Image.fromarray(np.asarray(scene().convert("L")).astype(np.uint16) * 257), "TIFF"
+    ),
     "big-endian 16-bit grey tiff": lambda: big_endian_tiff(),
 }
 
@@ -92,8 +102,21 @@ def png_of_16_bits() -> bytes:
 def big_endian_tiff() -> bytes:
     """A TIFF whose 16-bit numbers have their high byte first."""
     pixels = (np.asarray(scene().convert("L")).astype(np.uint16) * 257).astype(">u2").tobytes()
-    tags = ((256, 3, 64), (257, 3, 48), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1), (278, 3, 48), (279, 4, len(pixels)))
-    entries = b"".join(struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)) for tag, kind, value in tags)
+    tags = (
+        (256, 3, 64),
+        (257, 3, 48),
+        (258, 3, 16),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 200),
+        (277, 3, 1),
+        (278, 3, 48),
+        (279, 4, len(pixels)),
+    )
+    entries = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in tags
+    )
     head = b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", len(tags)) + entries + struct.pack(">I", 0)
     return head.ljust(200, b"\0") + pixels
 
@@ -120,7 +143,9 @@ def test_a_grey_photo_is_read_as_three_equal_channels(tmp_path, kind):
 
 def test_a_colour_profile_becomes_srgb(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")  # a space whose red looks blue
+    swapped = (
+        srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    )  # a space whose red looks blue
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
     for name, picture in {"plain": scene(), "alpha": scene().convert("RGBA")}.items():
         (tmp_path / name).write_bytes(encoded(picture, "PNG", icc_profile=swapped))
@@ -143,9 +168,17 @@ def test_a_camera_held_any_way_gives_an_upright_photo(tmp_path, orientation, kin
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions
     stored = scene()
     if orientation in undo:
-        stored = stored.transpose({2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-                                   5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-                                   8: Image.Transpose.ROTATE_270}[orientation])  # fmt: skip
+        stored = stored.transpose(
+            {
+                2: Image.Transpose.FLIP_LEFT_RIGHT,
+                3: Image.Transpose.ROTATE_180,
+                4: Image.Transpose.FLIP_TOP_BOTTOM,
+                5: Image.Transpose.TRANSPOSE,
+                6: Image.Transpose.ROTATE_90,
+                7: Image.Transpose.TRANSVERSE,
+                8: Image.Transpose.ROTATE_270,
+            }[orientation]
+        )
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "x.jpg"
@@ -153,7 +186,9 @@ def test_a_camera_held_any_way_gives_an_upright_photo(tmp_path, orientation, kin
     assert_scene(data.load_image(path))
     # Half of it, 24x32, is a third more than 18x24; a line or a column more would not leave as much.
     for least, decoded in (((18, 24), (24, 32)), ((19, 24), (48, 64)), ((18, 25), (48, 64))):
-        reduced, native_size = data.read_image(path, target_size=lambda height, width: least if (height, width) == (48, 64) else None)
+        reduced, native_size = data.read_image(
+            path, target_size=lambda height, width: least if (height, width) == (48, 64) else None
+        )
         assert native_size == (48, 64)
         assert reduced.shape[:2] == (decoded if kind == "JPEG" else (48, 64))
 
@@ -163,7 +198,9 @@ def test_a_tiff_taken_sideways_is_not_scrambled(tmp_path, mode):
     # Pillow 12 maps such a file into memory with height and width exchanged, when it opens it by its name.
     exif = Image.Exif()
     exif[0x0112] = 6
-    (tmp_path / "x.tif").write_bytes(encoded(scene().transpose(Image.Transpose.ROTATE_90).convert(mode), "TIFF", exif=exif))
+    (tmp_path / "x.tif").write_bytes(
+        encoded(scene().transpose(Image.Transpose.ROTATE_90).convert(mode), "TIFF", exif=exif)
+    )
     assert_scene(data.load_image(tmp_path / "x.tif"), grey=mode == "L")
 
 
@@ -226,10 +263,22 @@ BROKEN = {
     "postscript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "must be a JPEG"),
     "a zip archive": (lambda: zip_of_a_photo(), "must be a JPEG"),
     "a gif": (lambda: encoded(scene(), "GIF"), "must be a JPEG"),
-    "an animated gif": (lambda: encoded(scene(), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48))]), "must be a JPEG"),
-    "an animated webp": (lambda: encoded(scene(), "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 48))]), "one picture, got 2 frames"),
-    "an animated png": (lambda: encoded(scene(), "PNG", save_all=True, append_images=[Image.new("RGB", (64, 48))]), "one picture, got 2 frames"),
-    "a tiff of two pages": (lambda: encoded(scene(), "TIFF", save_all=True, append_images=[scene()]), "one picture, got 2 frames"),
+    "an animated gif": (
+        lambda: encoded(scene(), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48))]),
+        "must be a JPEG",
+    ),
+    "an animated webp": (
+        lambda: encoded(scene(), "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 48))]),
+        "one picture, got 2 frames",
+    ),
+    "an animated png": (
+        lambda: encoded(scene(), "PNG", save_all=True, append_images=[Image.new("RGB", (64, 48))]),
+        "one picture, got 2 frames",
+    ),
+    "a tiff of two pages": (
+        lambda: encoded(scene(), "TIFF", save_all=True, append_images=[scene()]),
+        "one picture, got 2 frames",
+    ),
     "a jpeg cut in half": (lambda: cut(encoded(scene(640, 480), "JPEG"), 0.5), "damaged or cut short"),
     "a jpeg without its end": (lambda: cut(encoded(scene(640, 480), "JPEG"), 0.95), "damaged or cut short"),
     "a jpeg's header alone": (lambda: encoded(scene(), "JPEG")[:200], "damaged or cut short|must be a JPEG"),
@@ -237,10 +286,16 @@ BROKEN = {
     "a webp cut in half": (lambda: cut(encoded(scene(), "WEBP"), 0.5), "damaged or cut short|must be a JPEG"),
     "a bmp cut in half": (lambda: cut(encoded(scene(), "BMP"), 0.5), "damaged or cut short"),
     "a tiff cut in half": (lambda: cut(encoded(scene(), "TIFF"), 0.5), "damaged or cut short|must be a JPEG"),
-    "a png with a wrong checksum": (lambda: flipped(encoded(scene(), "PNG"), 20), "damaged or cut short|must be a JPEG"),
+    "a png with a wrong checksum": (
+        lambda: flipped(encoded(scene(), "PNG"), 20),
+        "damaged or cut short|must be a JPEG",
+    ),
     "a png of a terapixel": (lambda: chunked_png(10**6, 10**6), "at most 179 million pixels"),
     "a png of no width": (lambda: chunked_png(0, 10), "damaged or cut short|must be a JPEG"),
-    "a bmp of negative width": (lambda: encoded(scene(), "BMP")[:18] + struct.pack("<i", -5) + encoded(scene(), "BMP")[22:], "damaged|must be a JPEG|at most"),
+    "a bmp of negative width": (
+        lambda: encoded(scene(), "BMP")[:18] + struct.pack("<i", -5) + encoded(scene(), "BMP")[22:],
+        "damaged|must be a JPEG|at most",
+    ),
     "a png whose text unpacks to a gigabyte": (lambda: text_bomb(), "damaged or cut short|must be a JPEG"),
     "32-bit numbers": (lambda: encoded(Image.new("I", (4, 4)), "TIFF"), "8 or 16 bits"),
     "floating point": (lambda: encoded(Image.new("F", (4, 4)), "TIFF"), "8 or 16 bits"),
@@ -290,7 +345,13 @@ def test_things_that_are_not_files_are_refused(tmp_path):
     os.symlink("nowhere.jpg", tmp_path / "dangling.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")  # opening one waits for a writer, for ever
     os.symlink("/dev/zero", tmp_path / "zero.jpg")
-    reasons = {"folder.jpg": "got a folder", "loop.jpg": "cannot be read", "dangling.jpg": "does not exist", "pipe.jpg": "got a pipe", "zero.jpg": "device"}
+    reasons = {
+        "folder.jpg": "got a folder",
+        "loop.jpg": "cannot be read",
+        "dangling.jpg": "does not exist",
+        "pipe.jpg": "got a pipe",
+        "zero.jpg": "device",
+    }
     for name, reason in reasons.items():
         for read in (data.load_image, data.load_mask):
             assert reason in refused(tmp_path / name, read)
@@ -304,10 +365,27 @@ def test_a_photo_without_the_right_to_read_it_is_refused(tmp_path):
 
 
 NAMES = (
-    "with space.jpg", "two  spaces .jpg", "quote'.jpg", 'double"quote.jpg', "line\nbreak.jpg", "tab\t.jpg", "автомобиль.jpg", "自動車.jpg",
-    "voiture-é.jpg", "e\u0301 combining.jpg", "🚗.jpg", "percent%20.jpg", "brackets[0-9]*.jpg", "$(touch x).jpg", "-rf.jpg", "semi;colon.jpg",
-    "back\\slash.jpg", "a.b.c.jpg", "UPPER.JPG", "x" * 240 + ".jpg",
-)  # fmt: skip
+    "with space.jpg",
+    "two  spaces .jpg",
+    "quote'.jpg",
+    'double"quote.jpg',
+    "line\nbreak.jpg",
+    "tab\t.jpg",
+    "автомобиль.jpg",
+    "自動車.jpg",
+    "voiture-é.jpg",
+    "e\u0301 combining.jpg",
+    "🚗.jpg",
+    "percent%20.jpg",
+    "brackets[0-9]*.jpg",
+    "$(touch x).jpg",
+    "-rf.jpg",
+    "semi;colon.jpg",
+    "back\\slash.jpg",
+    "a.b.c.jpg",
+    "UPPER.JPG",
+    "x" * 240 + ".jpg",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -325,7 +403,9 @@ def test_a_photo_of_any_name_is_found_paired_and_read(tmp_path, name):
 def test_a_name_that_is_no_text_is_found_and_read(tmp_path):
     (tmp_path / "photos").mkdir(), (tmp_path / "masks").mkdir()
     try:
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/\xff\xfe.jpg")).write_bytes(encoded(scene(), "JPEG", quality=95))
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/\xff\xfe.jpg")).write_bytes(
+            encoded(scene(), "JPEG", quality=95)
+        )
     except OSError:
         pytest.skip("this file system takes names of text only")
     Image.new("1", (64, 48), 1).save(os.fsencode(tmp_path) + b"/masks/\xff\xfe.png")
@@ -336,7 +416,9 @@ def test_a_name_that_is_no_text_is_found_and_read(tmp_path):
 
 def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path, monkeypatch):
     scene().save(tmp_path / "x.jpg")
-    monkeypatch.setattr(Image, "init", (tmp_path / "x.jpg").unlink)  # which is called when the file was seen, before it is opened
+    monkeypatch.setattr(
+        Image, "init", (tmp_path / "x.jpg").unlink
+    )  # which is called when the file was seen, before it is opened
     assert "does not exist" in refused(tmp_path / "x.jpg")
 
 
@@ -385,12 +467,21 @@ BAD_MASKS = {
     "a jpeg": (lambda: encoded(Image.fromarray(HALF * 255), "JPEG"), "must be a GIF or PNG"),
     "a grey picture": (lambda: encoded(Image.linear_gradient("L"), "PNG"), "two levels"),
     "a colour photo": (lambda: encoded(scene(), "PNG"), "two levels"),
-    "an animated gif": (lambda: encoded(Image.fromarray(HALF * 255), "GIF", save_all=True, append_images=[Image.new("L", (64, 48))]), "2 frames"),
+    "an animated gif": (
+        lambda: encoded(Image.fromarray(HALF * 255), "GIF", save_all=True, append_images=[Image.new("L", (64, 48))]),
+        "2 frames",
+    ),
     "a gif cut in half": (lambda: cut(encoded(Image.effect_noise((64, 48), 99), "GIF"), 0.7), "damaged or cut short"),
     "a png cut in half": (lambda: cut(encoded(Image.effect_noise((64, 48), 99), "PNG"), 0.5), "damaged or cut short"),
-    "a gif's header alone": (lambda: encoded(Image.fromarray(HALF * 255), "GIF")[:12], "damaged or cut short|must be a GIF"),
+    "a gif's header alone": (
+        lambda: encoded(Image.fromarray(HALF * 255), "GIF")[:12],
+        "damaged or cut short|must be a GIF",
+    ),
     "a png of a terapixel": (lambda: chunked_png(10**6, 10**6), "at most 179 million pixels"),
-    "a gif of 65535x65535": (lambda: b"GIF89a" + b"\xff\xff\xff\xff" + bytes(3) + b";", "at most 179 million pixels|damaged|must be a GIF"),
+    "a gif of 65535x65535": (
+        lambda: b"GIF89a" + b"\xff\xff\xff\xff" + bytes(3) + b";",
+        "at most 179 million pixels|damaged|must be a GIF",
+    ),
 }
 
 
@@ -427,13 +518,36 @@ def test_all_broken_pairs_are_named_and_the_good_ones_still_read(tiny_set, tmp_p
     before = sorted(path for path in (tmp_path / "set").rglob("*"))
     result = run_script("data.py", "check", "--train-image-dir", photos, "--train-mask-dir", masks, cwd=tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "pairs:    13 of 4 cars" in result.stdout and "96x64, 8 pairs" in result.stdout and "to mend:  5" in result.stdout
-    for part in (f"{names[0]}.jpg is empty", f"{names[1]}.jpg must be a JPEG", f"{names[2]}.jpg cannot be read", f"{names[3]}_mask.gif does not exist"):
+    assert (
+        "pairs:    13 of 4 cars" in result.stdout
+        and "96x64, 8 pairs" in result.stdout
+        and "to mend:  5" in result.stdout
+    )
+    for part in (
+        f"{names[0]}.jpg is empty",
+        f"{names[1]}.jpg must be a JPEG",
+        f"{names[2]}.jpg cannot be read",
+        f"{names[3]}_mask.gif does not exist",
+    ):
         assert part in result.stdout
     assert sorted(path for path in (tmp_path / "set").rglob("*")) == before  # nothing is written where photos are read
 
-    args = ("--image-width", 48, "--image-height", 32, "--cache-dir", tmp_path / "c", "--checkpoint-dir", tmp_path / "k", "--prediction-dir", tmp_path / "p")
-    (photos / f"{names[2]}.jpg").unlink(), (masks / f"{names[3]}_mask.gif").unlink()  # without these training gets as far as reading
+    args = (
+        "--image-width",
+        48,
+        "--image-height",
+        32,
+        "--cache-dir",
+        tmp_path / "c",
+        "--checkpoint-dir",
+        tmp_path / "k",
+        "--prediction-dir",
+        tmp_path / "p",
+    )
+    (
+        (photos / f"{names[2]}.jpg").unlink(),
+        (masks / f"{names[3]}_mask.gif").unlink(),
+    )  # without these training gets as far as reading
     (photos / "line\nbreak.jpg").unlink()
     result = run_script("train.py", "--train-image-dir", photos, "--train-mask-dir", masks, *args, cwd=tmp_path)
     assert result.returncode == 1
@@ -480,20 +594,34 @@ def test_a_build_that_was_killed_leaves_nothing_behind(tiny_set, tmp_path):
 
 # --------------------------------------------------------------------------------------------------------- properties
 
-MODES = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"), "WEBP": ("RGB", "RGBA"), "BMP": ("RGB", "L", "P", "1"), "TIFF": ("RGB", "RGBA", "L", "CMYK", "P", "1", "I;16")}
+MODES = {
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "BMP": ("RGB", "L", "P", "1"),
+    "TIFF": ("RGB", "RGBA", "L", "CMYK", "P", "1", "I;16"),
+}
 KINDS = [(kind, mode) for kind, modes in MODES.items() for mode in modes]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    width=st.integers(1, 90), height=st.integers(1, 90), kind=st.sampled_from(KINDS), orientation=st.integers(0, 9), seed=st.integers(0, 99),
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    kind=st.sampled_from(KINDS),
+    orientation=st.integers(0, 9),
+    seed=st.integers(0, 99),
     suffix=st.sampled_from(sorted(data.IMAGE_SUFFIXES)),
-)  # fmt: skip
+)
 def test_any_sound_photo_is_read_upright_with_its_size(tmp_path, width, height, kind, orientation, seed, suffix):
     form, mode = kind
     rng = np.random.default_rng(seed)
     picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-    picture = Image.fromarray(rng.integers(0, 2**16, (height, width), np.uint16)) if mode == "I;16" else picture.convert(mode)
+    picture = (
+        Image.fromarray(rng.integers(0, 2**16, (height, width), np.uint16)) if mode == "I;16" else picture.convert(mode)
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"x{suffix}"
@@ -502,13 +630,21 @@ def test_any_sound_photo_is_read_upright_with_its_size(tmp_path, width, height, 
     photo, size = data.read_image(path)
     assert photo.dtype == np.uint8 and photo.shape == ((width, height, 3) if turned else (height, width, 3))
     assert size == photo.shape[:2]
-    if form in ("PNG", "BMP", "TIFF") and mode in ("RGB", "L") and not 2 <= orientation <= 8:  # lossless: the very pixels
+    if (
+        form in ("PNG", "BMP", "TIFF") and mode in ("RGB", "L") and not 2 <= orientation <= 8
+    ):  # lossless: the very pixels
         assert np.array_equal(photo, np.asarray(picture.convert("RGB")))
     assert data.area_average(photo, 32, 16).shape == (16, 32, 3)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from([kind for kind in KINDS if kind[1] != "I;16"]), seed=st.integers(0, 10**6), how=st.sampled_from(["cut", "flip", "splice", "zero"]))
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from([kind for kind in KINDS if kind[1] != "I;16"]),
+    seed=st.integers(0, 10**6),
+    how=st.sampled_from(["cut", "flip", "splice", "zero"]),
+)
 def test_any_damaged_photo_gives_pixels_or_a_sentence(tmp_path, kind, seed, how):
     form, mode = kind
     rng = np.random.default_rng(seed)

@@ -13,7 +13,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 def run_benchmark(name: str, *arguments, folder: Path | None = None) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, BENCHMARKS / name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=folder, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env=environment, cwd=folder, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,9 @@ def run_benchmark(name: str, *arguments, folder: Path | None = None) -> subproce
 def test_a_benchmark_measures_both_ways_and_gives_their_ratio(tmp_path, tiny_set, script, line):
     results = tmp_path / "results.csv"
     script, *own_photos = script.split()
-    done = run_benchmark(script, *own_photos, "--quick", "--pairs", 1, "--work-dir", tmp_path, "--results", results, folder=tiny_set)
+    done = run_benchmark(
+        script, *own_photos, "--quick", "--pairs", 1, "--work-dir", tmp_path, "--results", results, folder=tiny_set
+    )
     assert done.returncode == 0, done.stderr
     assert line in done.stdout and "times (" in done.stdout
     assert results.read_text().startswith("date,commit,question,setting,textbook,ours,unit,ratio")
@@ -41,7 +45,14 @@ def test_a_benchmark_measures_both_ways_and_gives_their_ratio(tmp_path, tiny_set
 
 def test_without_a_gpu_the_gpu_benchmark_says_so_and_writes_nothing(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, BENCHMARKS / "gpu.py", "--work-dir", tmp_path / "work", "--results", tmp_path / "results.csv"]
+    command = [
+        sys.executable,
+        BENCHMARKS / "gpu.py",
+        "--work-dir",
+        tmp_path / "work",
+        "--results",
+        tmp_path / "results.csv",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert (done.returncode, done.stdout) == (0, "not measured: no CUDA device\n")
     assert list(tmp_path.iterdir()) == []

@@ -12,13 +12,12 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import extra
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save as safetensors_bytes
-
-import extra
 import train
+from safetensors.torch import save as safetensors_bytes
 from unet import UNet
 
 MIB = 2**20
@@ -68,8 +67,18 @@ def test_what_is_saved_comes_back_equal(state, best):
 
 
 def test_tensors_of_every_layout_come_back_equal(tmp_path):
-    tensors = [torch.tensor(3.5), torch.zeros(0, 4), torch.arange(12.0).reshape(3, 4).T, torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)]
-    tensors += [torch.tensor([1, 2]), torch.tensor([True]), torch.ones(3, dtype=torch.bfloat16), torch.tensor([float("nan")])]
+    tensors = [
+        torch.tensor(3.5),
+        torch.zeros(0, 4),
+        torch.arange(12.0).reshape(3, 4).T,
+        torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+    ]
+    tensors += [
+        torch.tensor([1, 2]),
+        torch.tensor([True]),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.tensor([float("nan")]),
+    ]
     extra.save_checkpoint(tmp_path / "x.pt", dict(tensors=tensors))
     back = extra.read_checkpoint(tmp_path / "x.pt")["tensors"]
     assert all(torch.equal(one, other) or one.isnan().all() for one, other in zip(tensors, back, strict=True))
@@ -172,7 +181,10 @@ def test_a_checkpoint_that_carries_code_is_refused_and_the_code_not_run(state, t
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(
-            content, path, _use_new_zipfile_serialization=kind != "legacy", pickle_protocol=4 if kind == "protocol 4" else 2
+            content,
+            path,
+            _use_new_zipfile_serialization=kind != "legacy",
+            pickle_protocol=4 if kind == "protocol 4" else 2,
         )
     with pytest.raises((PermissionError, ValueError)) as error:
         extra.read_checkpoint(path)
@@ -212,7 +224,9 @@ def many_lists() -> bytes:
     """A kilobyte that stands for 2**60 values: each list holds the one before twice."""
     program = b"\x80\x02}(X\x08\x00\x00\x00checksumX\x01\x00\x00\x00x" + b"X\x02\x00\x00\x0000]q\x00"
     for level in range(1, 61):
-        program += b"X\x02\x00\x00\x00%02d" % level + b"]q" + bytes([level]) + b"(" + 2 * (b"h" + bytes([level - 1])) + b"e"
+        program += (
+            b"X\x02\x00\x00\x00%02d" % level + b"]q" + bytes([level]) + b"(" + 2 * (b"h" + bytes([level - 1])) + b"e"
+        )
     return program + b"u."
 
 
@@ -222,7 +236,13 @@ def forge(kind: str, path: Path) -> None:
     elif kind == "lists of lists":
         forged_pickle(path, many_lists())
     elif kind == "deep nesting":
-        forged_pickle(path, b"\x80\x02}(X\x01\x00\x00\x00a" + b"]" * 100_000 + b"a" * 99_999 + b"X\x08\x00\x00\x00checksumX\x01\x00\x00\x00xu.")
+        forged_pickle(
+            path,
+            b"\x80\x02}(X\x01\x00\x00\x00a"
+            + b"]" * 100_000
+            + b"a" * 99_999
+            + b"X\x08\x00\x00\x00checksumX\x01\x00\x00\x00xu.",
+        )
     elif kind == "not a dictionary":
         forged_pickle(path, b"\x80\x02]q\x00.")
     elif kind == "a view of one number":
@@ -235,9 +255,20 @@ def forge(kind: str, path: Path) -> None:
             archive.writestr("x/data.pkl", bytes(40 * MIB))
     elif kind == "storage larger than its bytes":
         torch.save({"weights": torch.arange(7.0), "checksum": "x"}, path)
-        rebuild(path, lambda name, content: content.replace(b"K\x07", b"J" + struct.pack("<i", 10**9)) if name.endswith(".pkl") else content)
+        rebuild(
+            path,
+            lambda name, content: (
+                content.replace(b"K\x07", b"J" + struct.pack("<i", 10**9)) if name.endswith(".pkl") else content
+            ),
+        )
     elif kind == "sparse tensor":
-        torch.save({"weights": torch.sparse_coo_tensor(torch.zeros(2, 0, dtype=torch.long), [], (2**40, 2**20)), "checksum": "x"}, path)
+        torch.save(
+            {
+                "weights": torch.sparse_coo_tensor(torch.zeros(2, 0, dtype=torch.long), [], (2**40, 2**20)),
+                "checksum": "x",
+            },
+            path,
+        )
     elif kind == "tensor without memory":
         torch.save({"weights": torch.zeros(2**40, device="meta"), "checksum": "x"}, path)
     elif kind == "two tables of contents":
@@ -282,10 +313,23 @@ def test_a_forged_checkpoint_gets_a_sentence_before_it_gets_memory(tmp_path, kin
 def test_forged_settings_of_a_network_are_refused(state, tmp_path):
     path = tmp_path / "best.pt"
     for key, value in (
-        ("base_width", 10**9), ("base_width", 512), ("base_width", 4), ("base_width", -1), ("base_width", 2.0), ("base_width", "2"),
-        ("base_width", None), ("base_width", True), ("depth", 0), ("depth", 7), ("depth", 10**6), ("kernel_size", 2), ("kernel_size", 31),
-        ("in_channels", 64), ("out_channels", 256), ("unknown", 1),
-    ):  # fmt: skip
+        ("base_width", 10**9),
+        ("base_width", 512),
+        ("base_width", 4),
+        ("base_width", -1),
+        ("base_width", 2.0),
+        ("base_width", "2"),
+        ("base_width", None),
+        ("base_width", True),
+        ("depth", 0),
+        ("depth", 7),
+        ("depth", 10**6),
+        ("kernel_size", 2),
+        ("kernel_size", 31),
+        ("in_channels", 64),
+        ("out_channels", 256),
+        ("unknown", 1),
+    ):
         forged = copy.deepcopy(state)
         forged["description"]["network"][key] = value
         extra.save_checkpoint(path, forged)
@@ -293,9 +337,18 @@ def test_forged_settings_of_a_network_are_refused(state, tmp_path):
             extra.load_network(path)
         refusal(error, path)
     for key, value in (
-        ("image_width", 0), ("image_width", 2**40), ("image_height", 33), ("image_height", "32"), ("threshold", float("nan")),
-        ("threshold", 0.0), ("threshold", "0.5"), ("network", []), ("network", None), ("network", {}), ("image_width", None),
-    ):  # fmt: skip
+        ("image_width", 0),
+        ("image_width", 2**40),
+        ("image_height", 33),
+        ("image_height", "32"),
+        ("threshold", float("nan")),
+        ("threshold", 0.0),
+        ("threshold", "0.5"),
+        ("network", []),
+        ("network", None),
+        ("network", {}),
+        ("image_width", None),
+    ):
         forged = copy.deepcopy(state)
         forged["description"][key] = value
         extra.save_checkpoint(path, forged)
@@ -355,7 +408,9 @@ def test_flipped_bits_in_the_header_of_shared_weights_give_a_sentence_or_a_netwo
         damaged[position // 8] ^= 1 << position % 8
         shared.write_bytes(damaged)
         try:
-            assert isinstance(extra.load_network(shared)[0], UNet)  # safetensors have no checksum: in "trained" a letter may change
+            assert isinstance(
+                extra.load_network(shared)[0], UNet
+            )  # safetensors have no checksum: in "trained" a letter may change
         except ValueError as error:
             assert str(shared) in str(error) and "\n" not in str(error)
             refused += 1
@@ -394,7 +449,7 @@ def forge_shared(path: Path, change) -> None:
         lambda h: "{}",
         lambda h: "",
     ],
-)  # fmt: skip
+)
 def test_a_forged_header_of_shared_weights_gets_a_sentence_before_it_gets_memory(shared, change):
     forge_shared(shared, change)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -441,10 +496,23 @@ def trained(tiny_set, tmp_path_factory) -> tuple[train.Config, dict]:
     """A finished training of one epoch and its last.pt."""
     folder = tmp_path_factory.mktemp("trained")
     config = train.Config(
-        train_image_dir=tiny_set / "train", train_mask_dir=tiny_set / "train_masks", validation_share=0.34, image_width=48, image_height=32,
-        base_width=2, batch_size=8, epochs=1, device="cpu", precision="float32", workers=0, augment=False, background=0,
-        checkpoint_dir=folder / "checkpoints", prediction_dir=folder / "predictions", cache_dir=folder / "cache",
-    )  # fmt: skip
+        train_image_dir=tiny_set / "train",
+        train_mask_dir=tiny_set / "train_masks",
+        validation_share=0.34,
+        image_width=48,
+        image_height=32,
+        base_width=2,
+        batch_size=8,
+        epochs=1,
+        device="cpu",
+        precision="float32",
+        workers=0,
+        augment=False,
+        background=0,
+        checkpoint_dir=folder / "checkpoints",
+        prediction_dir=folder / "predictions",
+        cache_dir=folder / "cache",
+    )
     train.train(config)
     return config, extra.read_checkpoint(folder / "checkpoints" / "last.pt")
 
@@ -466,8 +534,15 @@ def put(*keys, value):
 @pytest.mark.parametrize(
     "change",
     [
-        *(put(key, value="del") for key in ("config", "network", "weights", "optimizer", "scaler", "progress", "data_fingerprint")),
-        *(put(key, value=value) for key in ("config", "network", "weights", "optimizer", "progress") for value in (None, [], 3, "x")),
+        *(
+            put(key, value="del")
+            for key in ("config", "network", "weights", "optimizer", "scaler", "progress", "data_fingerprint")
+        ),
+        *(
+            put(key, value=value)
+            for key in ("config", "network", "weights", "optimizer", "progress")
+            for value in (None, [], 3, "x")
+        ),
         put("progress", "epoch", value="1"),
         put("progress", "epoch", value=-1),
         put("progress", "epoch", value=10**12),

@@ -41,7 +41,11 @@ def test_photos_and_masks_are_matched_by_exact_stem_and_hidden_files_ignored(tmp
         (tmp_path / "y").mkdir(exist_ok=True)
         (tmp_path / "y" / name).touch()
     pairs, unmatched = data.find_pairs(tmp_path / "x", tmp_path / "y")
-    assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [("a.jpg", "a_mask.gif"), ("ab.webp", "ab_mask.png"), ("b.PNG", "b.png")]
+    assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [
+        ("a.jpg", "a_mask.gif"),
+        ("ab.webp", "ab_mask.png"),
+        ("b.PNG", "b.png"),
+    ]
     assert [path.name for path in unmatched] == ["c.tif", "d_mask.gif"]
 
 
@@ -193,7 +197,10 @@ def test_a_changed_file_a_new_size_and_other_photos_get_caches_of_their_own(tiny
     shutil.copytree(tiny_set, tmp_path / "set")
     pairs = data.require_pairs(tmp_path / "set/train", tmp_path / "set/train_masks")
     paths = [data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True).path]
-    paths += [data.build_cache(pairs, 32, 32, tmp_path / "c", quiet=True).path, data.build_cache(pairs[1:], 48, 32, tmp_path / "c", quiet=True).path]
+    paths += [
+        data.build_cache(pairs, 32, 32, tmp_path / "c", quiet=True).path,
+        data.build_cache(pairs[1:], 48, 32, tmp_path / "c", quiet=True).path,
+    ]
     cache = data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
     save(pairs[0].image_path, photo(96, 64))
     with pytest.raises(RuntimeError, match="000000000001_01.jpg or its mask changed since training began"):
@@ -217,7 +224,9 @@ def test_a_broken_pair_stops_the_cache_and_is_named(tiny_set, tmp_path):
     path = tmp_path / "set/train/000000000002_03.jpg"
     path.write_bytes(path.read_bytes()[:600])
     pairs = data.require_pairs(tmp_path / "set/train", tmp_path / "set/train_masks")
-    with pytest.raises(ValueError, match="1 of 12 pairs cannot be read, the first: .*000000000002_03.jpg is damaged or cut short"):
+    with pytest.raises(
+        ValueError, match="1 of 12 pairs cannot be read, the first: .*000000000002_03.jpg is damaged or cut short"
+    ):
         data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
 
 
@@ -253,7 +262,9 @@ def test_the_order_changes_with_epoch_and_seed_and_nothing_else():
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_together_see_what_one_alone_would_see(world_size):
     alone = EpochBatches(range(23), 6, seed=1, shuffle=True)
-    shares = [EpochBatches(range(23), 6, seed=1, shuffle=True, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [
+        EpochBatches(range(23), 6, seed=1, shuffle=True, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     for whole, *parts in zip(alone, *shares, strict=True):
         assert sum(parts, []) == whole
 
@@ -303,14 +314,18 @@ def test_a_replaced_background_leaves_the_car_as_it_was():
 def test_colour_statistics_are_those_of_all_pixels():
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     mean, std = data.colour_statistics(images, range(5))
-    assert np.allclose(mean, images.reshape(-1, 3).mean(axis=0) / 255) and np.allclose(std, images.reshape(-1, 3).std(axis=0) / 255)
+    assert np.allclose(mean, images.reshape(-1, 3).mean(axis=0) / 255) and np.allclose(
+        std, images.reshape(-1, 3).std(axis=0) / 255
+    )
 
 
 # --------------------------------------------------------------------------------------------------- check, download
 
 
 def test_check_reports_counts_and_passes_good_files(tiny_set, run_script):
-    result = run_script("data.py", "check", "--train-image-dir", tiny_set / "train", "--train-mask-dir", tiny_set / "train_masks")
+    result = run_script(
+        "data.py", "check", "--train-image-dir", tiny_set / "train", "--train-mask-dir", tiny_set / "train_masks"
+    )
     assert result.returncode == 0, result.stderr
     assert "12 of 3 cars, 0 files without a partner" in result.stdout
     assert "96x64, 12 pairs" in result.stdout and "to mend:  0" in result.stdout
@@ -378,7 +393,10 @@ def test_download_brings_the_two_archives_and_counts_the_files(kaggle, tmp_path,
 
 
 def test_download_says_what_to_click_when_kaggle_says_403_or_401(kaggle, tmp_path):
-    for status, words in (("403 Client Error", "rules accepted first: open https://www.kaggle.com/c/carvana"), ("401 Unauthorized", "make a token")):
+    for status, words in (
+        ("403 Client Error", "rules accepted first: open https://www.kaggle.com/c/carvana"),
+        ("401 Unauthorized", "make a token"),
+    ):
 
         def refuse(competition, path):
             raise OSError(status)

@@ -7,14 +7,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import extra
 import numpy as np
 import pytest
+import train
+from carvana import machine
 from PIL import Image
 
 import experiments
-import extra
-import machine
-import train
 from experiments import Settings
 
 PROJECT_DIR = Path(experiments.__file__).parents[1]
@@ -41,9 +41,16 @@ def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4) -> Path:
 
 def small_settings(cars: Path, output_dir: Path) -> Settings:
     return Settings(
-        train_image_dir=cars / "train", train_mask_dir=cars / "train_masks", image_width=48, image_height=32, base_width=2, epochs=3,
-        device="cpu", output_dir=output_dir, cache_dir=output_dir.parent / "cache",
-    )  # fmt: skip
+        train_image_dir=cars / "train",
+        train_mask_dir=cars / "train_masks",
+        image_width=48,
+        image_height=32,
+        base_width=2,
+        epochs=3,
+        device="cpu",
+        output_dir=output_dir,
+        cache_dir=output_dir.parent / "cache",
+    )
 
 
 def start_study(settings: Settings, names=("baseline", "rate_3e-3"), pause: float = 0) -> subprocess.Popen:
@@ -66,7 +73,9 @@ if __name__ == "__main__":
     script = settings.output_dir.parent / f"{settings.output_dir.name}.py"
     script.write_text(code)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(condition, seconds: float = 300) -> None:
@@ -92,9 +101,15 @@ def write_run(folder: Path, last: dict[tuple[str, int], float], n_epochs: int = 
     config = train.Config(epochs=n_epochs, **changes)
     folder.mkdir(parents=True)
     facts = dict(
-        settings=experiments.shareable(config), data_fingerprint="0", parameters=10, gflop=1.5, seconds_per_epoch=2.0, peak_memory_mib=3.0,
-        n_validation_photos=len(last), n_validation_cars=len({car for car, _ in last}),
-    )  # fmt: skip
+        settings=experiments.shareable(config),
+        data_fingerprint="0",
+        parameters=10,
+        gflop=1.5,
+        seconds_per_epoch=2.0,
+        peak_memory_mib=3.0,
+        n_validation_photos=len(last),
+        n_validation_cars=len({car for car, _ in last}),
+    )
     (folder / "run.json").write_text(json.dumps(facts))
     photos = [dict(car=car, view=view, best=dice, last=dice, ceiling=1.0) for (car, view), dice in last.items()]
     extra.write_table(folder / "dice.csv", photos)
@@ -112,7 +127,9 @@ def even_dice(value: float, n_cars: int = 8) -> dict[tuple[str, int], float]:
 def test_each_run_differs_from_the_baseline_in_one_setting():
     baseline, *others = experiments.list_configs(Settings())
     assert len(others) == 5
-    changes = [[key for key in experiments.BASELINE if getattr(config, key) != getattr(baseline, key)] for config in others]
+    changes = [
+        [key for key in experiments.BASELINE if getattr(config, key) != getattr(baseline, key)] for config in others
+    ]
     assert sorted(changes) == [["batch_size"], ["kernel_size"], ["learning_rate"], ["learning_rate"], ["learning_rate"]]
     for config in others:
         for key in set(experiments.shareable(baseline)) - set(experiments.BASELINE):
@@ -161,7 +178,16 @@ def test_a_study_leaves_for_each_run_what_the_report_needs(study):
     settings, printed = study
     for name in ("baseline", "rate_3e-3"):
         folder = settings.output_dir / name
-        for file in ("settings.json", "history.csv", "score_card.json", "scores.csv", "best.pt", "last.pt", "run.json", "dice.csv"):
+        for file in (
+            "settings.json",
+            "history.csv",
+            "score_card.json",
+            "scores.csv",
+            "best.pt",
+            "last.pt",
+            "run.json",
+            "dice.csv",
+        ):
             assert (folder / file).is_file(), file
         run = experiments.load_run(folder)
         assert len(run.history) == 3
@@ -219,8 +245,12 @@ def test_a_study_stopped_twice_goes_on_to_the_same_rows(study, tmp_path):
     stopped = replace(settings, output_dir=tmp_path / "experiments")
     history = stopped.output_dir / "baseline/history.csv"
     for epochs, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):
-        process = start_study(stopped, names=("baseline",), pause=3)  # there is time for the signal before the last epoch ends
-        wait_for(lambda: process.poll() is not None or (history.exists() and len(history.read_text().splitlines()) > epochs))
+        process = start_study(
+            stopped, names=("baseline",), pause=3
+        )  # there is time for the signal before the last epoch ends
+        wait_for(
+            lambda: process.poll() is not None or (history.exists() and len(history.read_text().splitlines()) > epochs)
+        )
         process.send_signal(number)
         process.communicate(timeout=300)
         assert process.returncode == 128 + number
@@ -250,20 +280,26 @@ def test_a_run_that_fails_does_not_lose_the_others(study, tmp_path):
 def test_the_projects_own_runs_are_those_of_the_documented_command():
     settings = experiments.Settings(base_width=16, image_width=240, image_height=160)
     for config in experiments.list_configs(settings):
-        experiments.check_same_run(config.checkpoint_dir, experiments.load_run(config.checkpoint_dir).facts["settings"], config)
+        experiments.check_same_run(
+            config.checkpoint_dir, experiments.load_run(config.checkpoint_dir).facts["settings"], config
+        )
     assert len(experiments.load_study(settings.output_dir)) == len(experiments.GRID)
 
 
 def test_a_folder_with_another_run_is_refused(study):
     settings, _ = study
-    with pytest.raises(ValueError, match="must hold a run with base_width 4, got 2. Delete it, or name another --output-dir"):
+    with pytest.raises(
+        ValueError, match="must hold a run with base_width 4, got 2. Delete it, or name another --output-dir"
+    ):
         experiments.main(replace(settings, base_width=4))
 
 
 def test_a_folder_with_a_run_on_other_photos_is_refused(study, tmp_path):
     settings, _ = study
     cars = draw_cars(tmp_path / "cars", n_cars=4)
-    other = replace(settings, train_image_dir=cars / "train", train_mask_dir=cars / "train_masks", cache_dir=tmp_path / "cache")
+    other = replace(
+        settings, train_image_dir=cars / "train", train_mask_dir=cars / "train_masks", cache_dir=tmp_path / "cache"
+    )
     with pytest.raises(ValueError, match="must hold a run on these photos, got one on others"):
         experiments.main(other)
 
@@ -332,7 +368,9 @@ def test_runs_scored_on_other_photos_are_not_compared(tmp_path):
 
 
 def test_showing_nothing_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="must hold a finished run, got none. Run `python scripts/experiments.py` first"):
+    with pytest.raises(
+        ValueError, match="must hold a finished run, got none. Run `python scripts/experiments.py` first"
+    ):
         experiments.main(Settings(show=True, output_dir=tmp_path))
 
 

@@ -4,15 +4,15 @@ import builtins
 from types import SimpleNamespace
 
 import numpy as np
+import predict
 import pytest
 import torch
-
-import predict
-from data import area_average
-from export import export_network, resizing_matrix
+from carvana.export import export_network, resizing_matrix
+from carvana.segmenter import Segmenter
 from extra import load_network
 from red_network import draw_photo, need, save_random_weights, save_weights_for
-from segmenter import Segmenter
+
+from data import area_average
 
 need("onnx", "onnxscript", "onnxruntime", requirements="requirements-export.txt")
 import onnx  # noqa: E402
@@ -31,7 +31,9 @@ def exported(weights, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("size", [(32, 48), (64, 96), (48, 32), (33, 47), (1, 1), (5, 300), (300, 5), (200, 301), (17, 20), (641, 959)])
+@pytest.mark.parametrize(
+    "size", [(32, 48), (64, 96), (48, 32), (33, 47), (1, 1), (5, 300), (300, 5), (200, 301), (17, 20), (641, 959)]
+)
 def test_file_gives_the_probability_of_the_python_interface_for_any_size(exported, weights, size):
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     segmenter = Segmenter(weights, "cpu", precision="float32")
@@ -67,8 +69,12 @@ def test_a_file_that_differs_is_not_written(exported, weights, tmp_path, monkeyp
     other = load_network(weights)[0]
     other.head.bias += 0.5
     other_weights = save_weights_for(tmp_path / "other.safetensors", other, 48, 32, 0.45)
-    monkeypatch.setattr(torch.onnx, "export", lambda *args, **keywords: SimpleNamespace(model_proto=onnx.load(exported)))
-    with pytest.raises(RuntimeError, match="must differ by less than 0.001 from PyTorch's, got .* The file was not written"):
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda *args, **keywords: SimpleNamespace(model_proto=onnx.load(exported))
+    )
+    with pytest.raises(
+        RuntimeError, match="must differ by less than 0.001 from PyTorch's, got .* The file was not written"
+    ):
         export_network(other_weights, tmp_path / "unet.onnx")
     assert not (tmp_path / "unet.onnx").exists()
 
@@ -82,5 +88,7 @@ def test_missing_package_is_named(weights, tmp_path, monkeypatch):
         return real_import(name, *args, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without_onnx)
-    with pytest.raises(RuntimeError, match="onnxruntime must be installed to export. Run `pip install -r requirements-export.txt`."):
+    with pytest.raises(
+        RuntimeError, match="onnxruntime must be installed to export. Run `pip install -r requirements-export.txt`."
+    ):
         export_network(weights, tmp_path / "unet.onnx")

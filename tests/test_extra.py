@@ -2,14 +2,14 @@
 
 import json
 
+import extra
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from unet import UNet
 
 import data
-import extra
-from unet import UNet
 
 
 def boxes(*rows):

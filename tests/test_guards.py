@@ -6,15 +6,15 @@ import os
 import platform
 import shutil
 
+import extra
 import numpy as np
 import pytest
 import torch
-
-import data
-import extra
 import train
 from conftest import draw_cars
 from unet import UNet
+
+import data
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ class Allocator:
         def forward(network, image):
             if network.training and len(image) > n_photos:
                 self.failures += 1
-                message = "DefaultCPUAllocator: can't allocate memory" if error is RuntimeError else "CUDA out of memory."
+                message = (
+                    "DefaultCPUAllocator: can't allocate memory" if error is RuntimeError else "CUDA out of memory."
+                )
                 raise error(message)
             self.largest = max(self.largest, len(image) if network.training else 0)
             return real_forward(network, image)
@@ -162,7 +164,9 @@ def after_caching(monkeypatch, change) -> None:
 @pytest.fixture
 def own_set(tmp_path, config) -> train.Config:
     folder = draw_cars(tmp_path / "own")
-    return dataclasses.replace(config, train_image_dir=folder / "train", train_mask_dir=folder / "train_masks", epochs=1)
+    return dataclasses.replace(
+        config, train_image_dir=folder / "train", train_mask_dir=folder / "train_masks", epochs=1
+    )
 
 
 @pytest.mark.parametrize("change", ["a mask is drawn anew", "a photo is touched", "a mask is deleted"])
@@ -261,7 +265,9 @@ GOLDEN_LOSSES = {1: 1.2062, 2: 1.1994, 5: 1.1773, 10: 1.1508, 20: 1.0841, 30: 1.
 
 def test_the_first_50_losses_are_those_of_other_machines(tmp_path):
     losses = first_losses(tmp_path / "golden", augment=False)
-    assert {step: losses[step - 1] for step in GOLDEN_LOSSES} == pytest.approx(GOLDEN_LOSSES, abs=1e-3), platform.machine()
+    assert {step: losses[step - 1] for step in GOLDEN_LOSSES} == pytest.approx(GOLDEN_LOSSES, abs=1e-3), (
+        platform.machine()
+    )
 
 
 def test_a_whole_run_twice_gives_the_same_weights_and_history(config, tmp_path):
@@ -272,7 +278,9 @@ def test_a_whole_run_twice_gives_the_same_weights_and_history(config, tmp_path):
         states.append(last_of(run))
     for part in ("weights", "network"):
         assert all(torch.equal(tensor, states[1][part][name]) for name, tensor in states[0][part].items())
-    assert [row["train_loss"] for row in states[0]["progress"]["history"]] == [row["train_loss"] for row in states[1]["progress"]["history"]]
+    assert [row["train_loss"] for row in states[0]["progress"]["history"]] == [
+        row["train_loss"] for row in states[1]["progress"]["history"]
+    ]
 
 
 def test_the_average_is_the_weighted_mean_of_old_and_new():

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 import train
-from data import load_image
+from carvana.int8 import Convolution, Int8UNet, is_available, join, list_activations, measure_ranges, pool
+from carvana.segmenter import Segmenter, fold_batch_norm
 from extra import dice, load_network, save_weights
-from int8 import Convolution, Int8UNet, is_available, join, list_activations, measure_ranges, pool
 from red_network import draw_photo, make_red_network, need, save_weights_for
-from segmenter import Segmenter, fold_batch_norm
 from unet import UNet
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="this PyTorch has no integer convolutions: it is not for x86")
+from data import load_image
+
+pytestmark = pytest.mark.skipif(
+    not is_available(), reason="this PyTorch has no integer convolutions: it is not for x86"
+)
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])
@@ -30,13 +32,20 @@ def test_a_convolution_of_integers_is_exact(copies, padding):
     bias = torch.randn(16, generator=generator)
     convolution = Convolution(0.01 * levels, bias, (0.5, 7), None, padding, relu=False, copies=copies)
     found = convolution(x.repeat(1, 1, copies))
-    wanted = F.conv2d((x.double().permute(2, 0, 1)[None] - 7) * 0.5, 0.01 * levels.double(), bias.double(), padding=padding)
+    wanted = F.conv2d(
+        (x.double().permute(2, 0, 1)[None] - 7) * 0.5, 0.01 * levels.double(), bias.double(), padding=padding
+    )
     torch.testing.assert_close(found.permute(2, 0, 1)[None].double(), wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_what_goes_out_is_rounded_and_cut_off_at_the_range():
     convolution = Convolution(torch.ones(1, 1, 1, 1), torch.zeros(1), (1.0, 0), (2.0, 10), 0, relu=False)
-    assert convolution(torch.tensor([[[0], [3], [8], [255]]], dtype=torch.uint8)).flatten().tolist() == [10, 12, 14, 138]  # 1.5 to even
+    assert convolution(torch.tensor([[[0], [3], [8], [255]]], dtype=torch.uint8)).flatten().tolist() == [
+        10,
+        12,
+        14,
+        138,
+    ]  # 1.5 to even
     steep = Convolution(torch.full((1, 1, 1, 1), 3.0), torch.full((1,), -30.0), (1.0, 0), (1.0, 0), 0, relu=True)
     assert steep(torch.tensor([[[5], [20], [200]]], dtype=torch.uint8)).flatten().tolist() == [0, 30, 255]
 
@@ -57,7 +66,14 @@ def test_pooling_and_joining_are_pytorchs():
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(), dict(kernel_size=5, depth=2), dict(depth=1, out_channels=3), dict(base_width=5, depth=3), dict(kernel_size=1)]
+    "settings",
+    [
+        dict(),
+        dict(kernel_size=5, depth=2),
+        dict(depth=1, out_channels=3),
+        dict(base_width=5, depth=3),
+        dict(kernel_size=1),
+    ],
 )
 def test_logits_are_those_of_the_network_but_for_rounding(settings):
     torch.manual_seed(0)
@@ -65,7 +81,12 @@ def test_logits_are_those_of_the_network_but_for_rounding(settings):
     network.colour_mean.uniform_(0.3, 0.7), network.colour_std.uniform_(0.2, 0.3)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(), layer.running_var.uniform_(0.5, 2), layer.bias.normal_(), layer.weight.uniform_(0.5, 2)
+            (
+                layer.running_mean.normal_(),
+                layer.running_var.uniform_(0.5, 2),
+                layer.bias.normal_(),
+                layer.weight.uniform_(0.5, 2),
+            )
     network = fold_batch_norm(network)
     photos = [torch.from_numpy(draw_photo(96, 64)).permute(2, 0, 1)[None].float() / 255 for _ in range(2)]
     photos[1] = (photos[1] + 0.1 * torch.randn_like(photos[1])).clamp(0, 1)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import PROJECT_DIR
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-
-from conftest import PROJECT_DIR
 
 NOTEBOOK = PROJECT_DIR / "CarvanaUNET.ipynb"
 # The same notebook, small: fewer cars, a narrower network, fewer epochs.
@@ -43,7 +42,12 @@ def test_each_code_cell_is_introduced_in_words():
 def copy(tmp_path_factory):
     """The project as a fresh clone has it, the notebook made small."""
     folder = tmp_path_factory.mktemp("clone") / "CarvanaUNET"
-    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=PROJECT_DIR, capture_output=True, text=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT_DIR,
+        capture_output=True,
+        text=True,
+    )
     for name in filter(None, files.stdout.split("\0")):
         if (PROJECT_DIR / name).is_file() and not name.startswith((".", "tests/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,21 +74,33 @@ def execute(folder, changes, until_trained=False):
     if until_trained:
         end = next(place for place, cell in enumerate(notebook.cells) if "executable} scripts/train.py" in cell.source)
         notebook.cells = notebook.cells[: end + 1]
-    NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     return notebook
 
 
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 def test_the_notebook_runs_from_top_to_bottom_twice_and_becomes_a_page(copy):
     notebook = execute(copy, SMALL)
-    text = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
+    text = "".join(
+        output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    )
     assert "score card at the photos' own size" in text and "to mend:  0" in text
-    pictures = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs if "image/png" in o.get("data", {})]
+    pictures = [
+        o
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for o in cell.outputs
+        if "image/png" in o.get("data", {})
+    ]
     assert len(pictures) >= 5
     assert (copy / "predictions/worst.png").exists() and (copy / "checkpoints/best.pt").exists()
 
     nbformat.write(change(copy, SMALL), copy / "small.ipynb")
-    command = next(line for line in (copy / "Makefile").read_text().splitlines() if "nbconvert" in line)  # of `make demo`
+    command = next(
+        line for line in (copy / "Makefile").read_text().splitlines() if "nbconvert" in line
+    )  # of `make demo`
     command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("CarvanaUNET.ipynb", "small.ipynb")
     subprocess.run(shlex.split(command), cwd=copy, check=True, timeout=280)
     page = (copy / "predictions/small.html").read_text()

@@ -11,22 +11,40 @@ import time
 import warnings
 from pathlib import Path
 
+import carvana.segmenter as segmenter_module
 import cv2
 import numpy as np
+import predict
 import pytest
 import torch
-from PIL import Image
-
-import predict
-import segmenter as segmenter_module
+from carvana.cutout import (
+    OUTLINE_COLOUR,
+    clean_edge,
+    cover,
+    cut_out,
+    draw_overlay,
+    find_transparency,
+    read_background,
+    replace_background,
+)
+from carvana.segmenter import Segmenter, measure_doubt, to_logit
+from carvana.tables import Table, decode_runs, encode_runs
 from conftest import SCRIPT_DIR
-from cutout import OUTLINE_COLOUR, clean_edge, cover, cut_out, draw_overlay, find_transparency, read_background, replace_background
 from extra import run_command
-from red_network import GREEN, RED, draw_photo, is_red, make_red_network, save_random_weights, save_red_weights, save_weights_for
+from PIL import Image
 from predict import Settings, find_photos
-from segmenter import Segmenter, measure_doubt, to_logit
-from tables import Table, decode_runs, encode_runs
+from red_network import (
+    GREEN,
+    RED,
+    draw_photo,
+    is_red,
+    make_red_network,
+    save_random_weights,
+    save_red_weights,
+    save_weights_for,
+)
 from unet import UNet
+
 
 @pytest.fixture(scope="session")
 def red_weights(tmp_path_factory) -> Path:
@@ -71,7 +89,11 @@ def read_table(path: Path) -> dict[str, dict]:
 
 
 def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------- Python
@@ -123,7 +145,12 @@ def test_folding_batch_norm_changes_no_logit(tmp_path):
     network = UNet(base_width=4).eval().requires_grad_(False)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_(), layer.running_var.uniform_(0.5, 2), layer.weight.uniform_(0.5, 2), layer.bias.normal_()
+            (
+                layer.running_mean.normal_(),
+                layer.running_var.uniform_(0.5, 2),
+                layer.weight.uniform_(0.5, 2),
+                layer.bias.normal_(),
+            )
     image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
     before = network(image)
     after = segmenter_module.fold_batch_norm(network)(image)
@@ -143,7 +170,9 @@ def test_mirrored_view_is_averaged(tmp_path):
 @pytest.fixture()
 def fast_segmenter(tmp_path, monkeypatch):
     """A segmenter that looks twice, for photos of 480x320, with a list of the sizes that it looked at."""
-    segmenter = Segmenter(save_weights_for(tmp_path / "red.safetensors", make_red_network(), 480, 320, 0.4), "cpu", fast=True)
+    segmenter = Segmenter(
+        save_weights_for(tmp_path / "red.safetensors", make_red_network(), 480, 320, 0.4), "cpu", fast=True
+    )
     look, segmenter.looks = segmenter.look, []
     monkeypatch.setattr(segmenter, "look", lambda small: segmenter.looks.append(small.shape[:2]) or look(small))
     return segmenter
@@ -303,7 +332,9 @@ def test_background_must_be_a_colour_or_a_photo(tmp_path):
     assert read_background("white").tolist() == [[[255, 255, 255]]]
     Image.fromarray(draw_photo(20, 10)).save(tmp_path / "wall.png")
     assert read_background(str(tmp_path / "wall.png")).shape == (10, 20, 3)
-    with pytest.raises(ValueError, match="background must be a colour such as white or #e0e0e0, or a photo's path, got whit."):
+    with pytest.raises(
+        ValueError, match="background must be a colour such as white or #e0e0e0, or a photo's path, got whit."
+    ):
         read_background("whit")
     (tmp_path / "text.jpg").write_text("no photo")
     with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
@@ -324,13 +355,18 @@ def test_overlay_shows_car_and_outline():
 # ---------------------------------------------------------------------------------------------------------- command
 
 
-def test_a_folder_becomes_masks_cut_outs_and_overlays_at_native_size_under_their_own_names(run_predict, photos, tmp_path):
+def test_a_folder_becomes_masks_cut_outs_and_overlays_at_native_size_under_their_own_names(
+    run_predict, photos, tmp_path
+):
     result = run_predict(photos)
     assert result.returncode == 0, result.stderr
     out = tmp_path / "out"
     endings = ("_mask.png", "_cutout.png", "_overlay.jpg")
     names = {"one": "one.jpg", "two": "two.png", "more/three": "more/three.webp"}
-    assert files_of(out) == {name + ending for name in names for ending in endings} | {"predictions.csv", "predictions.json"}
+    assert files_of(out) == {name + ending for name in names for ending in endings} | {
+        "predictions.csv",
+        "predictions.json",
+    }
     for name, file in names.items():
         photo = load(photos / file)
         mask = load(out / f"{name}_mask.png")
@@ -406,7 +442,10 @@ def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
     assert run_predict(photos, "--outputs", "mask").returncode == 0
     result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: threshold must be 0.4, as for the results in ") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("error: threshold must be 0.4, as for the results in ")
+        and result.stderr.count("\n") == 1
+    )
     # Made anew with another threshold, one photo's row does not stand beside those of the old one: the others are made anew, too.
     assert run_predict(photos / "one.jpg", "--outputs", "mask", "--threshold", "0.7", "--overwrite").returncode == 0
     assert set(read_table(tmp_path / "out/predictions.csv")) == {"one"}
@@ -429,7 +468,17 @@ def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weight
     folder.mkdir()
     for number in range(40):
         Image.fromarray(draw_photo(300 + number, 200)).save(folder / f"{number:02d}.jpg")
-    args = [sys.executable, SCRIPT_DIR / "predict.py", folder, "--weights", red_weights, "--output", tmp_path / "out", "--device", "cpu"]
+    args = [
+        sys.executable,
+        SCRIPT_DIR / "predict.py",
+        folder,
+        "--weights",
+        red_weights,
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(list(map(str, args)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "out").glob("*_mask.png"))) < 3 and time.monotonic() < deadline:
@@ -484,7 +533,17 @@ def test_undecided_prediction_is_warned_of(run_predict, tmp_path):
 def test_unusual_names_work_and_stay_inside_the_output(run_predict, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    names = ["new\nline", 'quo"te, comma', "машина 車", " space ", "a..", "-dash", "a.b.c", "%41", os.fsdecode(b"caf\xe9")]
+    names = [
+        "new\nline",
+        'quo"te, comma',
+        "машина 車",
+        " space ",
+        "a..",
+        "-dash",
+        "a.b.c",
+        "%41",
+        os.fsdecode(b"caf\xe9"),
+    ]
     for name in names:
         Image.fromarray(draw_photo(48, 32)).save(folder / f"{name}.jpg")
     result = run_predict(folder)
@@ -511,7 +570,9 @@ def test_two_photos_of_one_name_do_not_overwrite_each_other(run_predict, photos,
     Image.fromarray(draw_photo(48, 32)).save(photos / "One.png")
     result = run_predict(photos)
     assert result.returncode == 1 and result.stderr.count("\n") == 1
-    assert "one.jpg" in result.stderr and "One.png" in result.stderr and "would write results of one name" in result.stderr
+    assert (
+        "one.jpg" in result.stderr and "One.png" in result.stderr and "would write results of one name" in result.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -543,7 +604,9 @@ def test_mistakes_are_one_line(run_predict, tmp_path, monkeypatch, args, message
 
 def test_missing_weights_are_one_line(run_predict, photos, tmp_path):
     result = run_predict(photos, weights=tmp_path / "none.safetensors")
-    assert result.returncode == 1 and "none.safetensors does not exist" in result.stderr and result.stderr.count("\n") == 1
+    assert (
+        result.returncode == 1 and "none.safetensors does not exist" in result.stderr and result.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -560,7 +623,8 @@ def test_a_full_disk_stops_the_run_with_one_line(photos, red_weights, tmp_path, 
 
 def test_processes_of_torchrun_share_the_photos(run_predict, photos, tmp_path):
     results = [
-        run_predict(photos, "--outputs", "mask", env=dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")) for rank in (0, 1)
+        run_predict(photos, "--outputs", "mask", env=dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"))
+        for rank in (0, 1)
     ]
     assert [result.stdout.split()[0] for result in results] == ["2", "1"]
     assert len(read_table(tmp_path / "out/predictions.csv")) == 3
@@ -585,7 +649,9 @@ def test_map_bounded_keeps_order_and_reads_only_a_little_ahead():
 
 def test_run_lengths_are_kaggles():
     mask = np.zeros((1280, 1918), bool)
-    mask[0, 0] = mask[0, 1917] = mask[1, 0] = mask[1279, 1917] = True  # a run goes on from a line's end into the next line
+    mask[0, 0] = mask[0, 1917] = mask[1, 0] = mask[1279, 1917] = (
+        True  # a run goes on from a line's end into the next line
+    )
     assert encode_runs(mask) == f"1 1 1918 2 {1918 * 1280} 1"
     assert encode_runs(np.zeros((3, 4), bool)) == ""
     assert encode_runs(np.ones((3, 4), bool)) == "1 12"

@@ -13,15 +13,15 @@ import threading
 import time
 from pathlib import Path
 
+import extra
 import pytest
 import torch
-
-import data
-import extra
-import machine
 import train
+from carvana import machine
 from conftest import PROJECT_DIR, SCRIPT_DIR
 from unet import UNet
+
+import data
 
 sys.path.append(str(PROJECT_DIR / "benchmarks"))
 
@@ -37,7 +37,14 @@ def lines_of(output: str) -> dict[str, str]:
 def test_runs_killed_at_random_moments_end_equal_bit_by_bit(precision):
     """Kill trainings in steps, saves, between renamings and in validation; compare all files with an untouched run's."""
     n_kills = dict(float32=20, fp16=4)[precision]  # fp16 adds the gradient scaler
-    args = [sys.executable, str(PROJECT_DIR / "benchmarks" / "soak_resume.py"), "--kills", str(n_kills), "--precision", precision]
+    args = [
+        sys.executable,
+        str(PROJECT_DIR / "benchmarks" / "soak_resume.py"),
+        "--kills",
+        str(n_kills),
+        "--precision",
+        precision,
+    ]
     result = subprocess.run(args, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr + result.stdout
     lines = lines_of(result.stdout)
@@ -56,16 +63,32 @@ def finished(tiny_set, tmp_path_factory) -> tuple[train.Config, Path]:
     """A finished run of two epochs, saved after each step; its folder."""
     folder = tmp_path_factory.mktemp("finished")
     config = train.Config(
-        train_image_dir=tiny_set / "train", train_mask_dir=tiny_set / "train_masks", validation_share=0.34, image_width=48, image_height=32,
-        base_width=2, batch_size=4, epochs=2, warmup=0.2, ema_decay=0.9, checkpoint_minutes=0, device="cpu", precision="float32", workers=0,
-        checkpoint_dir=folder / "checkpoints", prediction_dir=folder / "predictions", cache_dir=folder / "cache",
-    )  # fmt: skip
+        train_image_dir=tiny_set / "train",
+        train_mask_dir=tiny_set / "train_masks",
+        validation_share=0.34,
+        image_width=48,
+        image_height=32,
+        base_width=2,
+        batch_size=4,
+        epochs=2,
+        warmup=0.2,
+        ema_decay=0.9,
+        checkpoint_minutes=0,
+        device="cpu",
+        precision="float32",
+        workers=0,
+        checkpoint_dir=folder / "checkpoints",
+        prediction_dir=folder / "predictions",
+        cache_dir=folder / "cache",
+    )
     train.train(config)
     return config, folder
 
 
 def in_folder(config: train.Config, folder: Path, **changes) -> train.Config:
-    return dataclasses.replace(config, checkpoint_dir=folder / "checkpoints", prediction_dir=folder / "predictions", **changes)
+    return dataclasses.replace(
+        config, checkpoint_dir=folder / "checkpoints", prediction_dir=folder / "predictions", **changes
+    )
 
 
 def test_the_comparison_sees_a_single_bit(finished, tmp_path):
@@ -82,8 +105,10 @@ def test_the_comparison_sees_a_single_bit(finished, tmp_path):
     picture.write_bytes(picture.read_bytes() + b"\0")
     (tmp_path / "copy" / "predictions" / "worst.png").unlink()
     assert soak_resume.compare_runs(tmp_path / "copy", folder) == [
-        "the file predictions/worst.png", "checkpoints/last.pt/optimizer/state/1/exp_avg", "predictions/epoch_002.png",
-    ]  # fmt: skip
+        "the file predictions/worst.png",
+        "checkpoints/last.pt/optimizer/state/1/exp_avg",
+        "predictions/epoch_002.png",
+    ]
 
 
 def test_a_damaged_last_checkpoint_costs_steps_but_not_a_bit(finished, tmp_path, capsys):
@@ -113,7 +138,9 @@ def test_a_run_stopped_in_validation_goes_on_there(finished, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(extra, "dice", dice)
-        patch.setattr(train, "save_epoch_picture", lambda *arguments: None)  # it calls dice too; epoch 1's is not compared below
+        patch.setattr(
+            train, "save_epoch_picture", lambda *arguments: None
+        )  # it calls dice too; epoch 1's is not compared below
         with pytest.raises(SystemExit, match="143"):
             train.train(in_folder(config, tmp_path))
     state = extra.read_checkpoint(tmp_path / "checkpoints" / "last.pt")
@@ -136,7 +163,9 @@ def test_workers_and_checkpoint_times_change_no_bit(finished, tmp_path):
 def test_no_data_worker_outlives_the_training(finished, tmp_path):
     config, _ = finished
     train.train(in_folder(config, tmp_path, workers=2, epochs=1))
-    assert not [process for process in multiprocessing.active_children() if process.daemon]  # as DataLoader's workers are
+    assert not [
+        process for process in multiprocessing.active_children() if process.daemon
+    ]  # as DataLoader's workers are
 
 
 def test_no_network_outlives_the_training(finished, tmp_path):
@@ -206,7 +235,10 @@ def test_settings_that_may_change_take_effect_and_are_said(finished, tmp_path, c
     assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5 and state["progress"]["epoch"] == 3
 
 
-@pytest.mark.parametrize("setting, value", [("base_width", 4), ("batch_size", 2), ("seed", 1), ("image_width", 64), ("validation_share", 0.67)])
+@pytest.mark.parametrize(
+    "setting, value",
+    [("base_width", 4), ("batch_size", 2), ("seed", 1), ("image_width", 64), ("validation_share", 0.67)],
+)
 def test_settings_that_would_change_the_meaning_of_the_place_are_refused(finished, tmp_path, setting, value):
     config, folder = finished
     shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
@@ -223,7 +255,9 @@ class Script:
     def __init__(self, args: list[str], **keywords):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-c", keywords.pop("before", "") + RUN_TRAIN, *args]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **keywords)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **keywords
+        )
         self.output = ""
 
     def wait_for(self, text: str) -> None:
@@ -294,9 +328,23 @@ def test_a_second_signal_leaves_at_once_and_what_was_saved_stays(tiny_args, tmp_
 def test_several_processes_save_and_leave_though_an_epoch_is_short(tiny_args, tmp_path):
     """torchrun passes the signal on and kills after 30 seconds; here an epoch is three steps of a second."""
     (tmp_path / "train.py").write_text(SLOW_STEPS + RUN_TRAIN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(tmp_path / "train.py"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([*command, *tiny_args, "--epochs", "50"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        [*command, *tiny_args, "--epochs", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
     while "stepping" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -336,7 +384,9 @@ def small_disk(tmp_path):
 
     def make(kib: int) -> Path:
         folder.mkdir()
-        result = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], capture_output=True, text=True)
+        result = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], capture_output=True, text=True
+        )
         if result.returncode:
             reason = f"mounting a file system needs root and the right to mount ({result.stderr.strip()})"
             if os.environ.get("CI") == "true":  # a promise must not go untested without anyone noticing
@@ -357,19 +407,28 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole_and_one_sentence(small_d
     extra.save_checkpoint(path, dict(weights=weights[0]), keep_previous=True)
     extra.save_checkpoint(path, dict(weights=weights[1]), keep_previous=True)
     for _ in range(3):
-        with pytest.raises(OSError, match=r"last\.pt.* could not be written \(No space left on device\).* Free some space"):
+        with pytest.raises(
+            OSError, match=r"last\.pt.* could not be written \(No space left on device\).* Free some space"
+        ):
             extra.save_checkpoint(path, dict(weights=weights[0]), keep_previous=True)
         assert torch.equal(extra.read_checkpoint(path)["weights"], weights[1])
-        assert sorted(file.name for file in disk.iterdir()) == ["last.previous.pt", "last.pt"]  # nothing half-written takes the rest
+        assert sorted(file.name for file in disk.iterdir()) == [
+            "last.previous.pt",
+            "last.pt",
+        ]  # nothing half-written takes the rest
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_makes_it_go_on(small_disk, tiny_args, run_script, tmp_path):
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_makes_it_go_on(
+    small_disk, tiny_args, run_script, tmp_path
+):
     disk = small_disk(5000)
     (disk / "ballast").write_bytes(bytes(1_500_000))
     args = [*tiny_args, "--checkpoint-dir", disk / "checkpoints", "--checkpoint-minutes", 0, "--base-width", 4]
     result = run_script("train.py", *args)  # a checkpoint is 2 MB: the first finds room, the second does not
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.match(r"error: .*could not be written \(No space left on device\)", result.stderr.strip().splitlines()[-1])
+    assert re.match(
+        r"error: .*could not be written \(No space left on device\)", result.stderr.strip().splitlines()[-1]
+    )
     assert extra.read_checkpoint(disk / "checkpoints" / "last.pt")["progress"]["batch"] == 1
     (disk / "ballast").unlink()
     shutil.move(disk / "checkpoints", tmp_path / "roomy")
@@ -392,7 +451,7 @@ import resource, sys
 sys.path.insert(0, {str(SCRIPT_DIR)!r})
 from pathlib import Path
 import extra
-import machine
+from carvana import machine
 path = Path({str(tmp_path / "last.pt")!r})
 extra.write_file(path, b"old" * 10)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -472,4 +531,6 @@ def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp
     for name in (f"last.pt.{process.pid}.tmp", f"last.pt.{os.getpid()}.tmp", "mine.tmp", "notes.txt"):
         (tmp_path / name).write_text("x")
     extra.remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"last.pt.{os.getpid()}.tmp", "mine.tmp", "notes.txt"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f"last.pt.{os.getpid()}.tmp", "mine.tmp", "notes.txt"]
+    )

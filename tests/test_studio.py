@@ -22,12 +22,16 @@ STUDIO = [sys.executable, str(SCRIPTS / "studio.py")]
 
 def read_all(folder):
     """Return {name: bytes} of every file below a folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory):
-    return make_studio(tmp_path_factory.mktemp("studio"), cars=3, width=96, height=64, seed=5, workers=1, progress=False)
+    return make_studio(
+        tmp_path_factory.mktemp("studio"), cars=3, width=96, height=64, seed=5, workers=1, progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,11 @@ def test_work_that_was_killed_goes_on_where_it_stopped(small_set, tmp_path):
     (tmp_path / "train" / f".{name_car(5, 2)}_16.jpg.1.part").write_bytes(b"half a photo")
     make_studio(tmp_path, cars=3, width=96, height=64, seed=5, workers=1, progress=False)
     assert read_all(tmp_path) == read_all(small_set)
-    pairs = {path for path in kept if path.suffix == ".gif" and path.parents[1] / "train" / path.name.replace("_mask.gif", ".jpg") in kept}
+    pairs = {
+        path
+        for path in kept
+        if path.suffix == ".gif" and path.parents[1] / "train" / path.name.replace("_mask.gif", ".jpg") in kept
+    }
     assert all(path.stat().st_mtime_ns == kept[path] for path in pairs)  # whole pairs are not made twice
 
 
@@ -160,7 +168,9 @@ def test_bad_settings_are_refused_in_one_sentence(change, sentence, tmp_path):
 
 
 def test_a_folder_with_photos_of_another_size_is_refused(small_set):
-    with pytest.raises(ValueError, match="output must be empty or hold photos of 120x80, got .* of 96x64: choose another"):
+    with pytest.raises(
+        ValueError, match="output must be empty or hold photos of 120x80, got .* of 96x64: choose another"
+    ):
         make_studio(small_set, cars=1, width=120, height=80, seed=5, progress=False)
 
 
@@ -178,7 +188,10 @@ def test_a_missing_ray_library_is_named_with_the_command_that_installs_it(monkey
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [(["--size", "large"], "size must be width x height such as 480x320, got large"), (["--cars", "0"], "cars must be at least 1, got 0")],
+    [
+        (["--size", "large"], "size must be width x height such as 480x320, got large"),
+        (["--cars", "0"], "cars must be at least 1, got 0"),
+    ],
 )
 def test_the_command_line_says_a_mistake_in_one_line(options, sentence, tmp_path):
     result = subprocess.run([*STUDIO, "--output", str(tmp_path), *options], capture_output=True, text=True, check=False)

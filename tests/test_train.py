@@ -10,15 +10,14 @@ import subprocess
 import sys
 import time
 
+import extra
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-import extra
 import train
+from carvana.machine import process_context
 from conftest import SCRIPT_DIR
-from machine import process_context
+from PIL import Image
 from train import Config
 
 
@@ -91,10 +90,22 @@ def finished(tiny_set, tmp_path_factory):
     """A whole run, and what it returned."""
     folder = tmp_path_factory.mktemp("run")
     config = Config(
-        train_image_dir=tiny_set / "train", train_mask_dir=tiny_set / "train_masks", validation_share=0.34, image_width=48, image_height=32,
-        base_width=8, batch_size=4, epochs=12, learning_rate=3e-3, ema_decay=0.8, device="cpu", precision="float32",
-        checkpoint_dir=folder / "checkpoints", prediction_dir=folder / "predictions", cache_dir=folder / "cache",
-    )  # fmt: skip
+        train_image_dir=tiny_set / "train",
+        train_mask_dir=tiny_set / "train_masks",
+        validation_share=0.34,
+        image_width=48,
+        image_height=32,
+        base_width=8,
+        batch_size=4,
+        epochs=12,
+        learning_rate=3e-3,
+        ema_decay=0.8,
+        device="cpu",
+        precision="float32",
+        checkpoint_dir=folder / "checkpoints",
+        prediction_dir=folder / "predictions",
+        cache_dir=folder / "cache",
+    )
     return config, train.train(config)
 
 
@@ -109,7 +120,16 @@ def test_a_run_learns(finished):
 def test_a_run_leaves_checkpoints_history_scores_and_pictures(finished):
     config, _ = finished
     left = {path.name for path in config.checkpoint_dir.iterdir()} - {".lock"}
-    assert left == {"best.pt", "best.safetensors", "last.pt", "last.previous.pt", "history.csv", "settings.json", "score_card.json", "scores.csv"}
+    assert left == {
+        "best.pt",
+        "best.safetensors",
+        "last.pt",
+        "last.previous.pt",
+        "history.csv",
+        "settings.json",
+        "score_card.json",
+        "scores.csv",
+    }
     pictures = {path.name for path in config.prediction_dir.iterdir()}
     assert pictures == {f"epoch_{n:03d}.png" for n in range(1, 13)} | {"worst.png", "views.png", "curves.png"}
     for path in config.prediction_dir.iterdir():
@@ -121,7 +141,16 @@ def test_history_has_a_row_an_epoch(finished):
     config, _ = finished
     rows = list(csv.DictReader((config.checkpoint_dir / "history.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
-    assert set(rows[0]) == {"epoch", "train_loss", "val_loss", "val_dice", "learning_rate", "images_per_second", "data_wait", "seconds"}
+    assert set(rows[0]) == {
+        "epoch",
+        "train_loss",
+        "val_loss",
+        "val_dice",
+        "learning_rate",
+        "images_per_second",
+        "data_wait",
+        "seconds",
+    }
 
 
 def test_every_validation_photo_is_scored_also_when_they_do_not_fill_a_batch(finished):
@@ -134,9 +163,21 @@ def test_every_validation_photo_is_scored_also_when_they_do_not_fill_a_batch(fin
 def test_the_summary_names_what_a_reader_greps_for(finished):
     _, summary = finished
     assert list(summary) == [
-        "dice", "accuracy", "edge_dice", "images_per_second", "data_wait", "seconds", "peak_memory_mib", "parameters", "checkpoint",
-    ]  # fmt: skip
-    assert 0 < float(summary["dice"]) <= 1 and float(summary["images_per_second"]) > 0 and float(summary["peak_memory_mib"]) > 100
+        "dice",
+        "accuracy",
+        "edge_dice",
+        "images_per_second",
+        "data_wait",
+        "seconds",
+        "peak_memory_mib",
+        "parameters",
+        "checkpoint",
+    ]
+    assert (
+        0 < float(summary["dice"]) <= 1
+        and float(summary["images_per_second"]) > 0
+        and float(summary["peak_memory_mib"]) > 100
+    )
 
 
 def test_best_pt_rebuilds_a_network_that_predicts_as_scored(finished):
@@ -158,7 +199,12 @@ def test_the_weights_to_share_say_how_they_were_trained_and_not_where(finished):
 def test_start_from_begins_with_the_weights_of_a_file(finished, tmp_path):
     config, _ = finished
     again = dataclasses.replace(
-        config, start_from=config.checkpoint_dir / "best.pt", epochs=1, learning_rate=1e-9, checkpoint_dir=tmp_path / "c", prediction_dir=tmp_path
+        config,
+        start_from=config.checkpoint_dir / "best.pt",
+        epochs=1,
+        learning_rate=1e-9,
+        checkpoint_dir=tmp_path / "c",
+        prediction_dir=tmp_path,
     )
     first = json.loads((config.checkpoint_dir / "score_card.json").read_text())["dice"]
     assert float(train.train(again)["dice"]) == pytest.approx(first, abs=0.03)
@@ -178,7 +224,9 @@ def test_a_new_run_sets_the_earlier_one_aside(finished, tmp_path):
 def test_going_on_with_settings_that_do_not_fit_is_refused(finished, change):
     config, _ = finished
     name, value = next(iter(change.items()))
-    with pytest.raises(ValueError, match=f"{name} must be {getattr(config, name)}, as when .*last.pt was saved, got {value}"):
+    with pytest.raises(
+        ValueError, match=f"{name} must be {getattr(config, name)}, as when .*last.pt was saved, got {value}"
+    ):
         train.train(dataclasses.replace(config, load_model=True, **change))
 
 
@@ -192,10 +240,18 @@ def test_own_photos_not_named_like_carvana_train_too(tmp_path):
         Image.fromarray(mask).save(tmp_path / "m" / f"{name}.png")
     summary = train.train(
         Config(
-            train_image_dir=tmp_path / "p", train_mask_dir=tmp_path / "m", image_width=32, image_height=32, base_width=2, epochs=1, device="cpu",
-            checkpoint_dir=tmp_path / "c", prediction_dir=tmp_path / "o", cache_dir=tmp_path / "k",
+            train_image_dir=tmp_path / "p",
+            train_mask_dir=tmp_path / "m",
+            image_width=32,
+            image_height=32,
+            base_width=2,
+            epochs=1,
+            device="cpu",
+            checkpoint_dir=tmp_path / "c",
+            prediction_dir=tmp_path / "o",
+            cache_dir=tmp_path / "k",
         )
-    )  # fmt: skip
+    )
     assert 0 <= float(summary["dice"]) <= 1
 
 
@@ -235,7 +291,15 @@ def test_a_wrong_option_exits_with_2(run_script):
 
 
 def test_two_processes_train_one_network_and_score_each_photo_once(tiny_args, tiny_settings):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT_DIR / "train.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(SCRIPT_DIR / "train.py"),
+    ]
     result = subprocess.run([*command, *tiny_args], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("---\n") == 1, "one process writes"
@@ -298,7 +362,9 @@ def two_processes(rank, folder, port, settings):
 def test_two_processes_see_what_one_sees_and_end_with_equal_weights(tiny_settings, tmp_path):
     start_two(two_processes, str(tmp_path), free_port(), tiny_settings)
     (seen_0, weights_0), (seen_1, weights_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert sorted(seen_0 + seen_1) == [(epoch, row) for epoch in range(2) for row in sorted({row for _, row in seen_0 + seen_1})]
+    assert sorted(seen_0 + seen_1) == [
+        (epoch, row) for epoch in range(2) for row in sorted({row for _, row in seen_0 + seen_1})
+    ]
     assert len(seen_0 + seen_1) == 2 * 8 and not set(seen_0) & set(seen_1)
     for name in weights_0:
         assert torch.equal(weights_0[name], weights_1[name]), name

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-
 from unet import UNet
 
 
@@ -42,11 +41,15 @@ def test_a_photo_of_the_mean_colour_enters_the_network_as_zero():
 
 @pytest.mark.parametrize("height, width, nearest", [(30, 48, "32x48"), (33, 57, "32x64"), (7, 7, "16x16")])
 def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can(network, height, width, nearest):
-    with pytest.raises(ValueError, match=rf"multiples of 16, got {height}x{width} .* nearest size that works is {nearest}"):
+    with pytest.raises(
+        ValueError, match=rf"multiples of 16, got {height}x{width} .* nearest size that works is {nearest}"
+    ):
         network(torch.zeros(1, 3, height, width))
 
 
-@pytest.mark.parametrize("wrong", [dict(kernel_size=4), dict(base_width=0), dict(depth=0), dict(base_width=10**9), dict(depth=2.0)])
+@pytest.mark.parametrize(
+    "wrong", [dict(kernel_size=4), dict(base_width=0), dict(depth=0), dict(base_width=10**9), dict(depth=2.0)]
+)
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         UNet(**wrong)
@@ -80,7 +83,11 @@ def test_bf16_autocast_gives_nearly_the_same_probabilities(network):
 
 
 def test_exports_with_free_batch_height_and_width(network):
-    batch, height, width = torch.export.Dim("batch"), torch.export.Dim("height", min=2, max=64), torch.export.Dim("width", min=2, max=64)
+    batch, height, width = (
+        torch.export.Dim("batch"),
+        torch.export.Dim("height", min=2, max=64),
+        torch.export.Dim("width", min=2, max=64),
+    )
     shapes = {"image": {0: batch, 2: 16 * height, 3: 16 * width}}
     program = torch.export.export(network, (torch.rand(2, 3, 32, 48),), dynamic_shapes=shapes)
     photo = torch.rand(3, 3, 64, 32)

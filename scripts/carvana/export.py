@@ -5,12 +5,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from extra import write_file
 from torch import Tensor, nn
 
-from extra import write_file
-from segmenter import Segmenter
+from carvana.segmenter import Segmenter
 
-CHECK_SIZES = [(320, 480), (1280, 1918), (480, 320), (641, 959), (333, 500), (97, 131), (1080, 1920), (720, 720), (1600, 1200), (200, 900)]
+CHECK_SIZES = [
+    (320, 480),
+    (1280, 1918),
+    (480, 320),
+    (641, 959),
+    (333, 500),
+    (97, 131),
+    (1080, 1920),
+    (720, 720),
+    (1600, 1200),
+    (200, 900),
+]
 MAX_DIFFERENCE = 1e-3  # of a probability
 MIN_AGREEMENT = 0.9999  # share of the pixels with the same mask
 
@@ -42,7 +53,9 @@ class PhotoToProbability(nn.Module):
 
         def fit(side):
             """Round side * min(self.long / long, self.short / short), in whole numbers, which stay symbols in the graph."""
-            scaled = torch.sym_min((2 * side * self.long + long) // (2 * long), (2 * side * self.short + short) // (2 * short))
+            scaled = torch.sym_min(
+                (2 * side * self.long + long) // (2 * long), (2 * side * self.short + short) // (2 * short)
+            )
             return torch.sym_max(scaled, 1)
 
         height, width = fit(native_height), fit(native_width)
@@ -51,7 +64,9 @@ class PhotoToProbability(nn.Module):
         photo = image.permute(2, 0, 1).float()
         small = rows @ photo @ columns.T
         logits = self.network(small[None] / 255)[:, :, :height, :width]
-        return F.interpolate(logits, (native_height, native_width), mode="bilinear", align_corners=False)[0, 0].sigmoid()
+        return F.interpolate(logits, (native_height, native_width), mode="bilinear", align_corners=False)[
+            0, 0
+        ].sigmoid()
 
     def pad(self, side):
         """Round up to a multiple of the divisor, dividing no negative number: ONNX rounds those towards zero."""
@@ -88,7 +103,9 @@ def export_network(weights: Path, path: Path) -> int:
         import onnxruntime
         import onnxscript  # noqa: F401, torch.onnx needs it
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error.name} must be installed to export. Run `pip install -r requirements-export.txt`.") from None
+        raise RuntimeError(
+            f"{error.name} must be installed to export. Run `pip install -r requirements-export.txt`."
+        ) from None
 
     segmenter = Segmenter(weights, "cpu", precision="float32")
     module = PhotoToProbability(segmenter).eval()
@@ -132,7 +149,9 @@ def compare(session, module: PhotoToProbability, segmenter: Segmenter) -> None:
         ours = module(photo).numpy()
         theirs = session.run(None, {"image": photo.numpy()})[0]
         if theirs.shape != (height, width) or theirs.dtype != np.float32:
-            raise RuntimeError(f"the exported network must give float32 {(height, width)}, got {theirs.dtype} {theirs.shape}.")
+            raise RuntimeError(
+                f"the exported network must give float32 {(height, width)}, got {theirs.dtype} {theirs.shape}."
+            )
         difference = max(difference, float(np.abs(ours - theirs).max()))
         mask = theirs > segmenter.threshold
         n_same += np.count_nonzero(mask == (ours > segmenter.threshold))

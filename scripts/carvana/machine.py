@@ -30,7 +30,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -158,7 +162,9 @@ def lock_folder(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout as error:
-        raise RuntimeError(f"{folder} is in use by another training. Wait for it, or name another --checkpoint-dir.") from error
+        raise RuntimeError(
+            f"{folder} is in use by another training. Wait for it, or name another --checkpoint-dir."
+        ) from error
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}). Name another --checkpoint-dir.") from error
     try:

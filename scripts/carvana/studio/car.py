@@ -23,14 +23,23 @@ STYLES = {
     "van": (5.10, 1.98, 1.78, 0.595, 0.18, 0.69, 0.84, 1.10, 1.09, 1.12, 0.170, 0.36, 0.92, 0.980, 0.06),
     "coupe": (4.60, 1.86, 1.38, 0.590, 0.14, 0.68, 0.71, 0.94, 0.94, 1.01, 0.285, 0.48, 0.66, 0.890, 0.07),
     "convertible": (4.35, 1.81, 1.36, 0.590, 0.14, 0.66, 0.69, 0.93, 0.92, 0.98, 0.290, 0.47, 0.63, 0.780, 0.04),
-}  # fmt: skip
+}
 
 # Linear colours of paint, how often each is seen, and how metallic it is.
 PAINTS = (
-    ((0.68, 0.68, 0.67), 0.20, 0.0), ((0.36, 0.37, 0.38), 0.17, 0.8), ((0.11, 0.115, 0.12), 0.17, 0.6), ((0.010, 0.010, 0.012), 0.19, 0.2),
-    ((0.34, 0.015, 0.02), 0.08, 0.4), ((0.02, 0.06, 0.20), 0.06, 0.5), ((0.015, 0.025, 0.06), 0.04, 0.4), ((0.03, 0.16, 0.55), 0.03, 0.5),
-    ((0.38, 0.34, 0.27), 0.03, 0.7), ((0.09, 0.06, 0.045), 0.02, 0.5), ((0.03, 0.09, 0.05), 0.01, 0.4), ((0.60, 0.22, 0.03), 0.01, 0.4),
-)  # fmt: skip
+    ((0.68, 0.68, 0.67), 0.20, 0.0),
+    ((0.36, 0.37, 0.38), 0.17, 0.8),
+    ((0.11, 0.115, 0.12), 0.17, 0.6),
+    ((0.010, 0.010, 0.012), 0.19, 0.2),
+    ((0.34, 0.015, 0.02), 0.08, 0.4),
+    ((0.02, 0.06, 0.20), 0.06, 0.5),
+    ((0.015, 0.025, 0.06), 0.04, 0.4),
+    ((0.03, 0.16, 0.55), 0.03, 0.5),
+    ((0.38, 0.34, 0.27), 0.03, 0.7),
+    ((0.09, 0.06, 0.045), 0.02, 0.5),
+    ((0.03, 0.09, 0.05), 0.01, 0.4),
+    ((0.60, 0.22, 0.03), 0.01, 0.4),
+)
 
 
 @dataclass
@@ -51,7 +60,9 @@ class Car:
     vertices: np.ndarray = None  # (V, 3) float32
     faces: np.ndarray = None  # (F, 3) int32
     parts: np.ndarray = None  # (V,) uint8, BODY to SEAT
-    coords: np.ndarray = None  # (V, 2) float32: share of the height (0 foot, 1 top, 2 middle of the lid), share of the outline
+    coords: np.ndarray = (
+        None  # (V, 2) float32: share of the height (0 foot, 1 top, 2 middle of the lid), share of the outline
+    )
     normals: np.ndarray = None  # (V, 3) float32, unit, smooth within a part
     pieces: list = field(default_factory=list)
 
@@ -68,7 +79,11 @@ class Car:
         cross = np.cross(vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]])
         normals = np.stack([np.bincount(faces.ravel(), np.repeat(cross[:, k], 3), len(vertices)) for k in range(3)], 1)
         normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-        self.vertices, self.faces, self.normals = vertices.astype(np.float32), faces.astype(np.int32), normals.astype(np.float32)
+        self.vertices, self.faces, self.normals = (
+            vertices.astype(np.float32),
+            faces.astype(np.int32),
+            normals.astype(np.float32),
+        )
         self.parts = np.concatenate([np.full(len(piece[1]), piece[0], np.uint8) for piece in self.pieces])
         self.coords = np.concatenate([piece[3] for piece in self.pieces]).astype(np.float32)
         self.pieces = []
@@ -85,7 +100,11 @@ class Car:
         n = len(x)
         colour = np.empty((n, 3), np.float32)
         colour[:] = look["paint"]
-        mirror, metal, glass = np.full(n, 0.032, np.float32), np.full(n, look["metal"], np.float32), np.zeros(n, np.float32)
+        mirror, metal, glass = (
+            np.full(n, 0.032, np.float32),
+            np.full(n, look["metal"], np.float32),
+            np.zeros(n, np.float32),
+        )
 
         def put(where, value, reflect=0.03, metallic=0.0):
             colour[where], mirror[where], metal[where] = value, reflect, metallic
@@ -107,12 +126,19 @@ class Car:
         if self.style == "pickup":
             put(body & (t > 1.12) & (x < self.cabin_span[1]) & (x > -half + 0.1), 0.015, 0.02)
         put(
-            body & (t > 1) & (x > self.cabin_span[0]) & (np.abs(y - 0.86 * w - 0.04 * (x - half)) < 0.006), look["paint"] * 0.15
+            body & (t > 1) & (x > self.cabin_span[0]) & (np.abs(y - 0.86 * w - 0.04 * (x - half)) < 0.006),
+            look["paint"] * 0.15,
         )  # hood gap
         nose, tail = body & (x > half - 0.6) & (t > 0), body & (x < -half + 0.5) & (t > 0) & (normal[:, 0] < 0.3)
         wide, low, high = look["grille"]
         grille = nose & (y < wide * w * (1.1 - 0.5 * (high - t))) & (t > low) & (t < high)
-        put(grille, np.where(np.sin(z[grille] * 2 * np.pi * look["bars"])[:, None] > 0.2, 0.35 if look["chrome"] else 0.06, 0.008), 0.04)
+        put(
+            grille,
+            np.where(
+                np.sin(z[grille] * 2 * np.pi * look["bars"])[:, None] > 0.2, 0.35 if look["chrome"] else 0.06, 0.008
+            ),
+            0.04,
+        )
         rim = nose & ~grille & (y < wide * w * (1.1 - 0.5 * (high - t)) + 0.03) & (t > low - 0.03) & (t < high + 0.03)
         if look["chrome"]:
             put(rim, 0.55, 0.5, 0.9)
@@ -131,7 +157,9 @@ class Car:
         put(lamp, (0.06 + 0.6 * bulb * (0.75 + 0.25 * np.sin(y[lamp] * 200)))[:, None] * (1, 1, 1.03), 0.10)
         put(lamp & (along > 0.80), (0.50, 0.20, 0.03), 0.08)
         along = (reach - look["tail_in"] * w) / look["tail_long"]
-        above = (t - look["tail_low"] - look["tail_rise"] * along) / (look["tail_tall"] * np.sqrt(np.clip(1.1 - along * 0.6, 0.05, 1)))
+        above = (t - look["tail_low"] - look["tail_rise"] * along) / (
+            look["tail_tall"] * np.sqrt(np.clip(1.1 - along * 0.6, 0.05, 1))
+        )
         lamp = tail & (along > 0) & (along < 1) & (above > 0) & (above < 1)
         put(lamp, (0.40, 0.012, 0.012), 0.07)
         put(lamp & (np.abs(above - 0.3) < 0.10) & (along < 0.6), (0.45, 0.28, 0.26), 0.1)
@@ -153,7 +181,11 @@ class Car:
         for pillar in self.pillars:
             flank &= np.abs(x - pillar) > 0.045
         if look["roof"] is not None:
-            put(cabin & (t > (0.05 if self.style == "convertible" else 0.86)), look["roof"], 0.0 if self.style == "convertible" else 0.045)
+            put(
+                cabin & (t > (0.05 if self.style == "convertible" else 0.86)),
+                look["roof"],
+                0.0 if self.style == "convertible" else 0.045,
+            )
             if self.style == "convertible":
                 behind &= (t > 0.3) & (t < 0.62)
                 flank &= x > look["doors"][1] - 0.25
@@ -167,9 +199,14 @@ class Car:
             glass[wind & (t > 0.55) & (t < 0.62) & (np.abs(point[:, 1] + 0.5) < 0.07)] = 0
 
         axle = np.where(np.abs(x - self.axles[0]) < np.abs(x - self.axles[1]), *self.axles)
-        out, turn = np.hypot(x - axle, z - self.wheel_radius), np.arctan2(z - self.wheel_radius, x - axle) + look["turn"]
+        out, turn = (
+            np.hypot(x - axle, z - self.wheel_radius),
+            np.arctan2(z - self.wheel_radius, x - axle) + look["turn"],
+        )
         tyre = part == TYRE
-        tread = np.where((np.abs(normal[:, 1]) < 0.5) & (np.sin(y * 160) > 0.4), 0.010, 0.030 + 0.010 * np.sin(out * 90))
+        tread = np.where(
+            (np.abs(normal[:, 1]) < 0.5) & (np.sin(y * 160) > 0.4), 0.010, 0.030 + 0.010 * np.sin(out * 90)
+        )
         put(tyre, tread[tyre, None], 0.015)
         share = out / look["rim_radius"]
         wave = np.abs((turn * look["spokes"] / (2 * np.pi)) % 1 - 0.5) * 2  # 0 at a spoke's middle
@@ -180,7 +217,11 @@ class Car:
         shine = look["rim"] * (0.95 + 0.4 * np.cos(wave * 2.5))
         put(
             face,
-            np.where(spoke[:, None], shine[:, None], np.where((share < 0.75) & (np.sin(turn * 40) > -0.9), 0.05, 0.012)[:, None])[face],
+            np.where(
+                spoke[:, None],
+                shine[:, None],
+                np.where((share < 0.75) & (np.sin(turn * 40) > -0.9), 0.05, 0.012)[:, None],
+            )[face],
             0.06,
         )
         metal[face & spoke] = 0.6
@@ -190,7 +231,9 @@ class Car:
         put(part == CHROME, 0.60, 0.5, 0.9)
         put(part == SEAT, look["cloth"], 0.0)
         plate = part == PLATE
-        blue = (np.abs(normal[:, 0]) > 0.5) & ((np.abs(s) < 0.85) & (np.abs(t + 0.62) < 0.2) | (np.hypot((s + 0.45) * 1.9, t - 0.15) < 0.4))
+        blue = (np.abs(normal[:, 0]) > 0.5) & (
+            (np.abs(s) < 0.85) & (np.abs(t + 0.62) < 0.2) | (np.hypot((s + 0.45) * 1.9, t - 0.15) < 0.4)
+        )
         put(plate, np.where(blue[:, None], look["plate"], 0.75)[plate])
         put(back & body, 0.006, 0.0)
         put(back & cabin, look["cloth"] * 0.5 + 0.02, 0.0)
@@ -280,7 +323,9 @@ def lathe(profile, centre, side, n=56):
     """Turn a profile of (radius, distance outwards) about the axle; `side` is +1 left, -1 right."""
     angle = np.arange(n) * 2 * np.pi / n
     profile = np.asarray(profile, float)
-    points = np.stack([profile[:, :1] * np.cos(angle), np.repeat(profile[:, 1:] * side, n, 1), profile[:, :1] * np.sin(angle)], -1)
+    points = np.stack(
+        [profile[:, :1] * np.cos(angle), np.repeat(profile[:, 1:] * side, n, 1), profile[:, :1] * np.sin(angle)], -1
+    )
     corner = np.arange(len(profile) * n).reshape(-1, n)
     a, b, c, d = corner[:-1], np.roll(corner, -1, 1)[:-1], corner[1:], np.roll(corner, -1, 1)[1:]
     faces = np.concatenate([np.stack([a, b, d], -1).reshape(-1, 3), np.stack([a, d, c], -1).reshape(-1, 3)])
@@ -301,7 +346,11 @@ def make_car(rng, detail=1.0):
     odds = np.array([STYLES[name][-1] for name in names])
     style = names[rng.choice(len(names), p=odds / odds.sum())]
     size = np.array(STYLES[style][:-1])
-    stretch = np.clip(rng.normal(1, (0.05, 0.025, 0.03, 0.012, 0.12, 0.04, 0.05, 0.025, 0.02, 0.02, 0.05, 0.03, 0.02, 0.008)), 0.86, 1.14)
+    stretch = np.clip(
+        rng.normal(1, (0.05, 0.025, 0.03, 0.012, 0.12, 0.04, 0.05, 0.025, 0.02, 0.02, 0.05, 0.03, 0.02, 0.008)),
+        0.86,
+        1.14,
+    )
     length, width, height, base, clearance, tyre, nose, cowl, belt, tail, *shares = size * stretch
     foot, roof_front, roof_back, rear_foot = shares
     cowl, belt = min(cowl, height - 0.42), min(belt, height - 0.38)
@@ -326,7 +375,13 @@ def make_car(rng, detail=1.0):
         0.11,
     )
     under = smooth_curve(
-        [(at(0), clearance + 0.07), (at(0.09), clearance), (at(0.88), clearance + 0.02), (at(1), clearance + rng.uniform(0.10, 0.2))], 0.08
+        [
+            (at(0), clearance + 0.07),
+            (at(0.09), clearance),
+            (at(0.88), clearance + 0.02),
+            (at(1), clearance + rng.uniform(0.10, 0.2)),
+        ],
+        0.08,
     )
     sag = rng.uniform(0.02, 0.05) + (0.07 if roof_back < 0.75 and style != "pickup" else 0.0)
     middle = at(0.35 * roof_back + 0.65 * roof_front)
@@ -348,7 +403,9 @@ def make_car(rng, detail=1.0):
         np.array([0.15, 0.04, 0.0, 0.005, 0.03, 0.08, 0.18]) * rng.uniform(0.7, 1.2) * (1.25 - 0.5 * boxy),
     )
     rear_in = np.interp(
-        levels, [0, 0.15, 0.35, 0.5, 0.55, 0.8, 1.0], np.array([0.16, 0.03, 0.0, 0.01, 0.04, 0.05, 0.10]) * rng.uniform(0.7, 1.2)
+        levels,
+        [0, 0.15, 0.35, 0.5, 0.55, 0.8, 1.0],
+        np.array([0.16, 0.03, 0.0, 0.01, 0.04, 0.05, 0.10]) * rng.uniform(0.7, 1.2),
     )
     crease, crease_at = rng.uniform(0.0, 0.016), rng.uniform(0.62, 0.8)  # a line pressed into the side, wheel to wheel
     girth = girth - crease * np.exp(-(((levels - crease_at) / 0.05) ** 2))
@@ -365,7 +422,10 @@ def make_car(rng, detail=1.0):
     crown = rng.uniform(0.03, 0.06)
     lids = [
         rings[-1] * (1, share, 1)
-        + np.stack([0 * shape[:, 0], 0 * shape[:, 0], crown * (1 - share**2) * np.clip((1 - np.abs(shape[:, 0])) * 12, 0, 1)], 1)
+        + np.stack(
+            [0 * shape[:, 0], 0 * shape[:, 0], crown * (1 - share**2) * np.clip((1 - np.abs(shape[:, 0])) * 12, 0, 1)],
+            1,
+        )
         for share in lid
     ]
     floors = [rings[0] * (1, share, 1) for share in (0, 0.5)]
@@ -374,7 +434,9 @@ def make_car(rng, detail=1.0):
     inside = np.zeros(len(vertices), bool)  # panels wholly within an arch go, so that light reaches the wheels
     for axle in axles:
         inside |= (
-            (np.hypot(vertices[:, 0] - axle, vertices[:, 2] - radius) < arch) & (np.abs(vertices[:, 1]) > 0.3 * width) & (coords[:, 0] >= 0)
+            (np.hypot(vertices[:, 0] - axle, vertices[:, 2] - radius) < arch)
+            & (np.abs(vertices[:, 1]) > 0.3 * width)
+            & (coords[:, 0] >= 0)
         )
     car = Car(style, length, width, height, radius, axles, arch, (at(foot), at(rear_foot)), (0, 0), (), {})
     car.add(BODY, vertices, faces[~inside[faces].all(1)], coords)
@@ -382,7 +444,10 @@ def make_car(rng, detail=1.0):
     # The cabin: rings from just under the shoulder to the roof's edge, then the roof.
     half_front, half_rear = (1 - lean) * rng.uniform(0.89, 0.94), rng.uniform(0.76, 0.82) + (0.04 if boxy > 0.4 else 0)
     shape_c, corners = outline(
-        (at(foot) - at(rear_foot)) / width / 0.85, rng.uniform(4.0, 5.5), rng.uniform(4.5, 6) + boxy, max(20, int(72 * detail))
+        (at(foot) - at(rear_foot)) / width / 0.85,
+        rng.uniform(4.0, 5.5),
+        rng.uniform(4.5, 6) + boxy,
+        max(20, int(72 * detail)),
     )
     steps = np.array([0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0])
     round_off = 1 - np.sqrt(np.clip(1 - (np.clip(steps - 0.76, 0, 1) / 0.24) ** 2, 0, 1))
@@ -399,7 +464,8 @@ def make_car(rng, detail=1.0):
         rings.append(np.stack([x, y, z], 1))
     bulge = rng.uniform(0.02, 0.05)
     lids = [
-        rings[-1] * (1, share, 1) + np.array([0, 0, 1]) * bulge * (1 - share**2) * np.clip((1 - np.abs(shape_c[:, :1])) * 8, 0, 1)
+        rings[-1] * (1, share, 1)
+        + np.array([0, 0, 1]) * bulge * (1 - share**2) * np.clip((1 - np.abs(shape_c[:, :1])) * 8, 0, 1)
         for share in lid
     ]
     car.add(CABIN, *loft(np.stack(rings + lids), np.concatenate([steps, 2 - lid])))
@@ -441,13 +507,19 @@ def make_car(rng, detail=1.0):
 
     for axle in axles:  # wheel wells: without them one would look in at one arch and out at the other
         low, high = clearance + 0.02, radius + 0.85 * arch
-        car.add(BLACK, *blob((axle, 0, (low + high) / 2), (arch, out - tyre_width / 2 - 0.02, (high - low) / 2), 0.3, 16))
+        car.add(
+            BLACK, *blob((axle, 0, (low + high) / 2), (arch, out - tyre_width / 2 - 0.02, (high - low) / 2), 0.3, 16)
+        )
 
     # Small pieces.
-    body_y = lambda x, level: np.interp(-x, -shape[:, 0] * length / 2, shape[:, 1]) * np.interp(level, levels, girth) * width / 2
+    body_y = lambda x, level: (
+        np.interp(-x, -shape[:, 0] * length / 2, shape[:, 1]) * np.interp(level, levels, girth) * width / 2
+    )
     doors = 2 if style in ("coupe", "convertible") else 4
     door_x = np.linspace(
-        at(foot) - 0.22, max(axles[1] + (0.5 if doors == 2 else 0.18), at(roof_back) + 0.02 if style == "pickup" else -9), doors // 2 + 1
+        at(foot) - 0.22,
+        max(axles[1] + (0.5 if doors == 2 else 0.18), at(roof_back) + 0.02 if style == "pickup" else -9),
+        doors // 2 + 1,
     )
     car.pillars = tuple(door_x[1:-1]) + ((axles[1] - 0.12,) if style in ("suv", "estate", "van") else ())
     mirror_x, mirror_z = at(foot) - 0.36 * (1 if style != "van" else 1.4), top(at(foot) - 0.35) + 0.05
@@ -474,14 +546,18 @@ def make_car(rng, detail=1.0):
     rear_plate = rng.uniform(0.52, 0.72) if rng.random() < 0.8 else 0.36
     plate_z = under(at(0)) + 0.36 * (top(at(0)) - under(at(0)))
     places = [(front_x + 0.005, plate_z)] * (rng.random() < 0.85)
-    places.append((-length / 2 + np.interp(rear_plate, levels, rear_in), under(at(1)) + rear_plate * (top(at(1)) - under(at(1)))))
+    places.append(
+        (-length / 2 + np.interp(rear_plate, levels, rear_in), under(at(1)) + rear_plate * (top(at(1)) - under(at(1))))
+    )
     for x, z in places:
         vertices, faces = blob((0, 0, 0), (0.015, 0.155, 0.08), 0.12, 8)
         car.add(PLATE, vertices + (x, 0, z), faces, vertices[:, [2, 1]] / (0.08, 0.155))
     rails = rng.random() < {"suv": 0.6, "estate": 0.6, "van": 0.3}.get(style, 0.0)
     if rails:
         for side in (1, -1):
-            vertices, faces = blob((0, side * cabin_y(0.99) * 0.90, 0), ((at(roof_front) - at(roof_back)) * 0.38, 0.018, 0.022), 0.3, 16)
+            vertices, faces = blob(
+                (0, side * cabin_y(0.99) * 0.90, 0), ((at(roof_front) - at(roof_back)) * 0.38, 0.018, 0.022), 0.3, 16
+            )
             vertices[:, 0] += (at(roof_front) + at(roof_back)) / 2
             vertices[:, 2] += roof(vertices[:, 0]) + rng.uniform(-0.01, 0.02)
             car.add(CHROME if rng.random() < 0.5 else BLACK, vertices, faces)
@@ -498,7 +574,15 @@ def make_car(rng, detail=1.0):
         vertices[:, 0] -= vertices[:, 2] * rng.uniform(0.2, 0.9)
         car.add(BLACK, vertices + start, faces)
     if rear_foot > 0.93 and rng.random() < 0.6:  # a lip over the rear screen
-        car.add(PAINTED, *blob((at(roof_back) - 0.07, 0, float(roof(at(roof_back))) - 0.015), (0.14, cabin_y(1) * 0.80, 0.022), 0.45, 16))
+        car.add(
+            PAINTED,
+            *blob(
+                (at(roof_back) - 0.07, 0, float(roof(at(roof_back))) - 0.015),
+                (0.14, cabin_y(1) * 0.80, 0.022),
+                0.45,
+                16,
+            ),
+        )
     elif style in ("saloon", "coupe") and rng.random() < 0.25:  # a wing on the boot
         lift = rng.uniform(0.02, 0.13)
         x = -length / 2 + 0.20
@@ -506,11 +590,24 @@ def make_car(rng, detail=1.0):
         for side in (1, -1):
             car.add(
                 PAINTED,
-                *blob((x + 0.01, side * width * 0.27, float(top(x)) + crown * 0.5 + lift / 2), (0.06, 0.02, lift / 2 + 0.03), 0.5, 8),
+                *blob(
+                    (x + 0.01, side * width * 0.27, float(top(x)) + crown * 0.5 + lift / 2),
+                    (0.06, 0.02, lift / 2 + 0.03),
+                    0.5,
+                    8,
+                ),
             )
     if rng.random() < 0.6:
         for side in (1, -1) if rng.random() < 0.5 else (1,):
-            car.add(CHROME, *blob((-length / 2 + 0.16, side * width * 0.3, float(under(at(0.97))) + 0.05), (0.13, 0.032, 0.025), 0.7, 10))
+            car.add(
+                CHROME,
+                *blob(
+                    (-length / 2 + 0.16, side * width * 0.3, float(under(at(0.97))) + 0.05),
+                    (0.13, 0.032, 0.025),
+                    0.7,
+                    10,
+                ),
+            )
     if style in ("pickup", "suv") and rng.random() < 0.4:  # steps under the doors
         for side in (1, -1):
             car.add(
@@ -522,7 +619,12 @@ def make_car(rng, detail=1.0):
                     12,
                 ),
             )
-    car.add(BLACK, *blob(((axles[0] + axles[1]) / 2, 0, clearance - 0.01), ((axles[0] - axles[1]) / 2, width * 0.3, 0.05), 0.3, 12))
+    car.add(
+        BLACK,
+        *blob(
+            ((axles[0] + axles[1]) / 2, 0, clearance - 0.01), ((axles[0] - axles[1]) / 2, width * 0.3, 0.05), 0.3, 12
+        ),
+    )
 
     colours, odds, metals = zip(*PAINTS)
     pick = rng.choice(len(PAINTS), p=np.array(odds) / sum(odds))
@@ -530,19 +632,45 @@ def make_car(rng, detail=1.0):
     family = style in ("suv", "van", "pickup")
     grey = np.ptp(colours[pick]) < 0.05
     car.look = {  # lengths in metres, heights and widths as shares of the body's, light linear
-        "paint": np.clip(np.array(colours[pick]) * draw(0.8, 1.15) * (1 + draw(-1, 1, 3) * (0.015 if grey else 0.08)), 0.006, 0.85),
-        "metal": metals[pick] * draw(0.4, 1.2), "roof": 0.025 if style == "convertible" else 0.01 if rng.random() < 0.12 else None,
-        "doors": door_x, "lines": draw((0.15, -0.2, 0.025), (0.85, 0.22, 0.045), (2, 3)), "hood": draw((0.22, -0.3), (0.36, 0.3)),
-        "clad": rng.random() < (0.5 if style in ("suv", "pickup") else 0.12), "bumper": draw(0.5, 0.6), "chrome": rng.random() < 0.5,
-        "grille": draw((0.35, 0.30, 0.62), (0.66, 0.50, 0.84)), "bars": draw(25, 60), "fog": draw(0.15, 0.25),
-        "intake": draw(0.45, 0.75), "intake_high": draw(0.2, 0.36), "line_chrome": rng.random() < 0.35,
-        "lamp_in": draw(0.50, 0.68), "lamp_low": draw(0.58, 0.72), "lamp_long": draw(0.40, 0.75), "lamp_tall": draw(0.13, 0.24),
-        "lamp_rise": draw(0.0, 0.18), "bulbs": draw(1.0, 3.2),
-        "tail_in": draw(0.45, 0.74), "tail_low": draw(0.58, 0.72), "tail_long": draw(0.35, 0.75), "tail_tall": draw(0.16, 0.30),
-        "tail_rise": draw(0, 0.1), "plate": draw((0.02, 0.1, 0.25), (0.3, 0.45, 0.7)),
-        "spokes": int(one_of([5, 6, 7, 8, 9, 10, 12, 15], [0.25, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])), "spoke_wide": draw(0.35, 0.65),
-        "split": rng.random() < 0.4, "turn": draw(0, 6.3), "rim": one_of([0.62, 0.45, 0.35, 0.05], [0.6, 0.2, 0.12, 0.08]), "rim_radius": rim,
-        "tint": draw(0.45, 0.75), "privacy": draw(0.06, 0.25) if family or rng.random() < 0.25 else 1.0, "sticker": rng.random() < 0.4,
-        "cargo": style == "van" and rng.random() < 0.2, "cloth": one_of([0.03, 0.05, 0.12, 0.35], [0.4, 0.3, 0.15, 0.15]),
-    }  # fmt: skip
+        "paint": np.clip(
+            np.array(colours[pick]) * draw(0.8, 1.15) * (1 + draw(-1, 1, 3) * (0.015 if grey else 0.08)), 0.006, 0.85
+        ),
+        "metal": metals[pick] * draw(0.4, 1.2),
+        "roof": 0.025 if style == "convertible" else 0.01 if rng.random() < 0.12 else None,
+        "doors": door_x,
+        "lines": draw((0.15, -0.2, 0.025), (0.85, 0.22, 0.045), (2, 3)),
+        "hood": draw((0.22, -0.3), (0.36, 0.3)),
+        "clad": rng.random() < (0.5 if style in ("suv", "pickup") else 0.12),
+        "bumper": draw(0.5, 0.6),
+        "chrome": rng.random() < 0.5,
+        "grille": draw((0.35, 0.30, 0.62), (0.66, 0.50, 0.84)),
+        "bars": draw(25, 60),
+        "fog": draw(0.15, 0.25),
+        "intake": draw(0.45, 0.75),
+        "intake_high": draw(0.2, 0.36),
+        "line_chrome": rng.random() < 0.35,
+        "lamp_in": draw(0.50, 0.68),
+        "lamp_low": draw(0.58, 0.72),
+        "lamp_long": draw(0.40, 0.75),
+        "lamp_tall": draw(0.13, 0.24),
+        "lamp_rise": draw(0.0, 0.18),
+        "bulbs": draw(1.0, 3.2),
+        "tail_in": draw(0.45, 0.74),
+        "tail_low": draw(0.58, 0.72),
+        "tail_long": draw(0.35, 0.75),
+        "tail_tall": draw(0.16, 0.30),
+        "tail_rise": draw(0, 0.1),
+        "plate": draw((0.02, 0.1, 0.25), (0.3, 0.45, 0.7)),
+        "spokes": int(one_of([5, 6, 7, 8, 9, 10, 12, 15], [0.25, 0.15, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])),
+        "spoke_wide": draw(0.35, 0.65),
+        "split": rng.random() < 0.4,
+        "turn": draw(0, 6.3),
+        "rim": one_of([0.62, 0.45, 0.35, 0.05], [0.6, 0.2, 0.12, 0.08]),
+        "rim_radius": rim,
+        "tint": draw(0.45, 0.75),
+        "privacy": draw(0.06, 0.25) if family or rng.random() < 0.25 else 1.0,
+        "sticker": rng.random() < 0.4,
+        "cargo": style == "van" and rng.random() < 0.2,
+        "cloth": one_of([0.03, 0.05, 0.12, 0.35], [0.4, 0.3, 0.15, 0.15]),
+    }
     return car.close()

@@ -6,17 +6,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from extra import enlarge, load_network
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-from data import PROJECT_DIR, area_average
-from extra import enlarge, load_network
-from int8 import Int8UNet, is_available
-from machine import choose_device, choose_precision
 from unet import UNet
 
+from carvana.int8 import Int8UNet, is_available
+from carvana.machine import choose_device, choose_precision
+from data import PROJECT_DIR, area_average
+
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
-SURE_LOGIT = 2  # probability 0.88: the first look of --fast takes specks on floors and walls for car, but is sure of none
+SURE_LOGIT = (
+    2  # probability 0.88: the first look of --fast takes specks on floors and walls for car, but is sure of none
+)
 
 
 class Segmenter:
@@ -46,14 +48,25 @@ class Segmenter:
     """
 
     def __init__(
-        self, weights: Path | str = DEFAULT_WEIGHTS, device: str = "auto", tta: bool = False, fast: bool = False, precision: str = "auto"
+        self,
+        weights: Path | str = DEFAULT_WEIGHTS,
+        device: str = "auto",
+        tta: bool = False,
+        fast: bool = False,
+        precision: str = "auto",
     ):
         network, self.description = load_network(weights)
         self.device, self.tta, self.fast = choose_device(device), tta, fast
         self.threshold = self.description["threshold"]
         self.divisor = 2 ** network.settings["depth"]
         self.network = fold_batch_norm(network).to(self.device, memory_format=torch.channels_last)
-        if precision == "auto" and fast and self.device.type == "cpu" and is_available() and "ranges" in self.description:
+        if (
+            precision == "auto"
+            and fast
+            and self.device.type == "cpu"
+            and is_available()
+            and "ranges" in self.description
+        ):
             precision = "int8"
         if precision == "int8":
             self.precision = torch.uint8
@@ -85,7 +98,9 @@ class Segmenter:
 
         def scale(side: int) -> int:
             """Round side * min(max(sides) / long, min(sides) / short), halves up."""
-            return max(1, min((2 * side * max(sides) + long) // (2 * long), (2 * side * min(sides) + short) // (2 * short)))
+            return max(
+                1, min((2 * side * max(sides) + long) // (2 * long), (2 * side * min(sides) + short) // (2 * short))
+            )
 
         return scale(height), scale(width)
 
@@ -99,9 +114,17 @@ class Segmenter:
         Returns:
             Logits (h, w), float32, with (h, w) from `fit`.
         """
-        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size):
+        if not (
+            isinstance(image, np.ndarray)
+            and image.dtype == np.uint8
+            and image.ndim == 3
+            and image.shape[2] == 3
+            and image.size
+        ):
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ValueError(f"image must be an RGB array (height, width, 3) of uint8, got {got}. data.load_image reads such.")
+            raise ValueError(
+                f"image must be an RGB array (height, width, 3) of uint8, got {got}. data.load_image reads such."
+            )
         height, width = self.fit(*(native_size or image.shape[:2]))
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
         small = area_average(image.astype(np.float32), width, height) / 255
@@ -120,7 +143,9 @@ class Segmenter:
         height, width = small.shape[:2]
         small = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
         batch = torch.from_numpy(small)[None].to(self.device).permute(0, 3, 1, 2)  # channels last without moving a byte
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision in (torch.bfloat16, torch.float16)):
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision in (torch.bfloat16, torch.float16)
+        ):
             logits = self.network(batch).float()
             if self.tta:
                 logits = (logits + self.network(batch.flip(3)).float().flip(3)) / 2
@@ -157,7 +182,9 @@ class Segmenter:
         while True:
             box = self.look(np.ascontiguousarray(small[top:bottom, left:right]))
             # Car at an edge of the box may go on beyond it: move that edge, each time twice as far.
-            above, below, before, behind = (step * bool(edge.max() > 0) for edge in (box[0], box[-1], box[:, 0], box[:, -1]))
+            above, below, before, behind = (
+                step * bool(edge.max() > 0) for edge in (box[0], box[-1], box[:, 0], box[:, -1])
+            )
             larger = max(0, top - above), min(height, bottom + below), max(0, left - before), min(width, right + behind)
             if larger == (top, bottom, left, right):
                 break
@@ -192,7 +219,9 @@ def to_int8(network: UNet, description: dict, device: torch.device, weights: Pat
     if device.type != "cpu" or not is_available():
         raise ValueError(f"precision int8 needs an x86 CPU, got {device.type}. Use another precision.")
     if "ranges" not in description:
-        raise ValueError(f"{weights} must come with the ranges of its activations for int8. Train anew, or use another precision.")
+        raise ValueError(
+            f"{weights} must come with the ranges of its activations for int8. Train anew, or use another precision."
+        )
     try:
         return Int8UNet(network, description["ranges"])
     except ValueError as error:

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-from cutout import cover, read_background
-from data import IMAGE_FORMATS, load_image, open_picture
 from extra import enlarge
+from PIL import Image
 from predict import ENDINGS, encode_picture, make_pictures
-from segmenter import Segmenter, to_logit
+
+from carvana.cutout import cover, read_background
+from carvana.segmenter import Segmenter, to_logit
+from data import IMAGE_FORMATS, load_image, open_picture
 
 N_PASSING = 12  # pictures and downloads kept of a visitor: a moving threshold makes many
-CLAIM_SECONDS = 10  # an open page claims what it sent at once; what nobody claims for so long was sent by one that is closed
+CLAIM_SECONDS = (
+    10  # an open page claims what it sent at once; what nobody claims for so long was sent by one that is closed
+)
 MAX_MEGAPIXELS = 50  # of a photo
 DISPLAY_SIDE = 1280  # pixels of the longer side of what the page shows; downloads have the photo's own size
 
@@ -147,7 +149,9 @@ def checkerboard(height: int, width: int) -> np.ndarray:
     return np.where((rows + columns) % 2, 255, 226).astype(np.uint8)[..., None].repeat(3, axis=2)
 
 
-def draw_view(shown: Shown, view: str, background: np.ndarray | None, threshold: float) -> tuple[Image.Image, Image.Image, tuple, float]:
+def draw_view(
+    shown: Shown, view: str, background: np.ndarray | None, threshold: float
+) -> tuple[Image.Image, Image.Image, tuple, float]:
     """Make what the page shows: photo, the chosen view of the same size, the photo's own (height, width), the car's share of it."""
     photo = load_image(shown.path)
     native_size = photo.shape[:2]
@@ -162,7 +166,9 @@ def draw_view(shown: Shown, view: str, background: np.ndarray | None, threshold:
     return Image.fromarray(photo), picture, native_size, share
 
 
-def write_files(shown: Shown, folder: Path, name: str, threshold: float, kinds: list[str], background: np.ndarray | None) -> list[Path]:
+def write_files(
+    shown: Shown, folder: Path, name: str, threshold: float, kinds: list[str], background: np.ndarray | None
+) -> list[Path]:
     """Write results at the photo's own size."""
     photo = load_image(shown.path)
     paths = []

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-
 from extra import write_file
 
 
@@ -51,12 +50,17 @@ class Table:
                 first = file.readline(5000)
             if not to_line(self.header).startswith(first):  # it may have been cut, too
                 got = first.decode("utf-8", "replace").strip()[:80]
-                raise ValueError(f"{self.path} must begin with {','.join(self.header)}, got {got!r}. Name another file.")
+                raise ValueError(
+                    f"{self.path} must begin with {','.join(self.header)}, got {got!r}. Name another file."
+                )
             self.drop_cut_row()
             partial = self.path.with_name(self.path.name + ".tmp")
             names, n_dropped = set(), 0
             # Line by line: a submission has 100,064 rows of some 20 kB.
-            with open(self.path, newline="", encoding="utf-8") as rows, open(partial, "w", newline="", encoding="utf-8") as kept:
+            with (
+                open(self.path, newline="", encoding="utf-8") as rows,
+                open(partial, "w", newline="", encoding="utf-8") as kept,
+            ):
                 kept.write(rows.readline())
                 for line in rows:
                     name, *_ = next(csv.reader([line[:5000]])) or [""]  # an editor may leave a blank line
@@ -88,7 +92,9 @@ class Table:
         except OSError as error:
             if error.errno is None:  # says already what was the matter
                 raise
-            raise OSError(error.errno, f"{self.path} could not be written ({error.strerror}). Free some space, or name another") from error
+            raise OSError(
+                error.errno, f"{self.path} could not be written ({error.strerror}). Free some space, or name another"
+            ) from error
 
     def drop_cut_row(self) -> None:
         """Cut off what stands behind the last line's end."""
@@ -114,9 +120,13 @@ class Table:
         try:
             before = dict(json.loads(path.read_text("utf-8")))
         except (ValueError, TypeError):
-            raise ValueError(f"{path} is damaged. Delete it with {self.path}, or name another place for the results.") from None
+            raise ValueError(
+                f"{path} is damaged. Delete it with {self.path}, or name another place for the results."
+            ) from None
         if not before.keys() <= made_with.keys():
-            raise ValueError(f"{path} must hold the settings of {self.path}, got other things. Name another place for the results.")
+            raise ValueError(
+                f"{path} must hold the settings of {self.path}, got other things. Name another place for the results."
+            )
         if not self.path.exists():
             return settings, True
         for key, value in settings.items():
@@ -172,7 +182,9 @@ def decode_runs(text: str, height: int, width: int) -> np.ndarray:
     ends = starts[: len(lengths)] + lengths
     in_order = len(starts) == len(lengths) and (lengths > 0).all() and (starts[1:] >= ends[:-1]).all()
     if not in_order or len(starts) and not (starts[0] >= 0 and ends[-1] <= height * width):
-        raise ValueError(f"run lengths must be ascending pairs `start length` within {height * width} pixels, got {text[:40]!r}.")
+        raise ValueError(
+            f"run lengths must be ascending pairs `start length` within {height * width} pixels, got {text[:40]!r}."
+        )
     steps = np.zeros(height * width + 1, np.int8)
     np.add.at(steps, starts, 1)
     np.add.at(steps, ends, -1)

@@ -98,7 +98,9 @@ def read_background(text: str) -> np.ndarray:
     try:
         colour = ImageColor.getcolor(text, "RGB")
     except ValueError:
-        raise ValueError(f"background must be a colour such as white or #e0e0e0, or a photo's path, got {text}.") from None
+        raise ValueError(
+            f"background must be a colour such as white or #e0e0e0, or a photo's path, got {text}."
+        ) from None
     return np.array(colour, np.uint8)[None, None]
 
 

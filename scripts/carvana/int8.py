@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-
 from unet import UNet
 
 COPIES = 2  # of the photo's three channels: the first weights are few, and each of their errors reaches everything that follows
@@ -22,7 +21,11 @@ Range = tuple[float, float]  # least and greatest value of an activation, over p
 def is_available() -> bool:
     """Tell whether this is an x86 processor whose PyTorch has oneDNN's integer convolutions."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return is_x86 and "onednn" in torch.backends.quantized.supported_engines and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    return (
+        is_x86
+        and "onednn" in torch.backends.quantized.supported_engines
+        and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+    )
 
 
 class Convolution:
@@ -57,8 +60,12 @@ class Convolution:
         self.inputs, self.outputs, self.padding = inputs, outputs or (1.0, 0), [padding, padding]
         self.zeros = torch.zeros(len(weight), dtype=torch.long)
         self.dtype, self.relu = torch.uint8 if outputs else torch.float32, "relu" if relu else "none"
-        integers = torch.cat([(integers + part).div(copies, rounding_mode="floor") for part in range(copies)], 1).to(torch.int8)
-        self.weight = torch.ops.onednn.qconv_prepack(integers, self.scales, *inputs, [1, 1], self.padding, [1, 1], 1, None)
+        integers = torch.cat([(integers + part).div(copies, rounding_mode="floor") for part in range(copies)], 1).to(
+            torch.int8
+        )
+        self.weight = torch.ops.onednn.qconv_prepack(
+            integers, self.scales, *inputs, [1, 1], self.padding, [1, 1], 1, None
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve (height, width, in), uint8."""
@@ -85,10 +92,14 @@ class Int8UNet:
         try:
             steps = {name: choose_scale(*map(float, ranges[name])) for name in list_activations(network)}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"ranges must hold two finite numbers for each activation of the network, got others ({error!r}).") from error
+            raise ValueError(
+                f"ranges must hold two finite numbers for each activation of the network, got others ({error!r})."
+            ) from error
         self.padding = padding = network.settings["kernel_size"] // 2
 
-        def double_conv(block: nn.Module, name: str, inputs: tuple[float, int], **first: Tensor | int) -> tuple[Convolution, Convolution]:
+        def double_conv(
+            block: nn.Module, name: str, inputs: tuple[float, int], **first: Tensor | int
+        ) -> tuple[Convolution, Convolution]:
             """Make both convolutions of a block; `first` is what the first of them has of its own."""
             first = dict(weight=block[0].weight, padding=padding) | first
             return (
@@ -118,7 +129,9 @@ class Int8UNet:
             # other channels make up for the difference, and the zero point of these is subtracted as their mean.
             comes_up = torch.tensor([0.0, 1.0]).repeat_interleave(up.out_channels)[None, :, None, None]
             weight = block[0].weight * torch.where(comes_up > 0, raised[0] / skip[0], 1.0)
-            self.expanding_path.append(double_conv(block, name, skip, weight=weight, padding=0, mean=comes_up * skip[0] * raised[1]))
+            self.expanding_path.append(
+                double_conv(block, name, skip, weight=weight, padding=0, mean=comes_up * skip[0] * raised[1])
+            )
             inputs = steps[f"{name}.1"]
         self.head = Convolution(network.head.weight, network.head.bias, inputs, None, 0, relu=False)
 

@@ -1,0 +1,1 @@
+"""What the four scripts and the tools share. It imports nothing from outside itself but `unet`."""

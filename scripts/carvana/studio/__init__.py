@@ -1,0 +1,1 @@
+"""The photo studio: synthetic cars, camera and room."""
