@@ -26,12 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from carvana.cutout import cover
+from carvana.cutout import cover, encode_picture, warn
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt
 from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, write_files
 from extra import run_command
 from PIL import Image
-from predict import encode_picture, warn
 
 from data import IMAGE_SUFFIXES, PROJECT_DIR, load_image
 

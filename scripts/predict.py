@@ -17,7 +17,6 @@ In Python:
 
 import errno
 import hashlib
-import io
 import os
 import sys
 from collections import deque
@@ -31,17 +30,14 @@ import cv2
 import numpy as np
 import torch
 import tyro
-from carvana.cutout import clean_edge, cut_out, draw_overlay, find_transparency, read_background, replace_background
+from carvana.cutout import ENDINGS, encode_picture, make_pictures, read_background, warn
 from carvana.machine import choose_device, keep_memory
-from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit, to_probability
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit
 from carvana.tables import Table, decode_runs, encode_runs
 from extra import enlarge, remove_leftovers, run_command, write_file
-from PIL import Image
 from tqdm import tqdm
 
 from data import IMAGE_SUFFIXES, PROJECT_DIR, read_image
-
-DOUBT_LIMIT = 20  # see `segmenter.measure_doubt`
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,6 @@ def map_bounded(function: Callable, items: Iterable, n_threads: int) -> Iterator
 
 # ---------------------------------------------------------------------------------------------------------- results
 
-ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
 HEADER = ["photo", "car_share", "doubt", "warning"]
 
 
@@ -174,35 +169,6 @@ def predict_photo(
     return [f"{share:.4f}", f"{doubt:.1f}", warn(share, doubt)]
 
 
-def make_pictures(
-    image: np.ndarray, logits: np.ndarray, threshold: float, kinds: Iterable[str], background: np.ndarray | None = None
-) -> Iterator[tuple[str, Image.Image]]:
-    """Make the pictures of a photo.
-
-    Args:
-        image: RGB photo (H, W, 3), uint8; for the mask alone any picture does.
-        logits: (H, W), float32.
-        threshold: Probability from which a pixel is car.
-        kinds: Some of the keys of ENDINGS.
-        background: RGB (h, w, 3), uint8, for the kind "background".
-
-    Yields:
-        Kind and picture.
-    """
-    mask = logits > to_logit(threshold)
-    if "mask" in kinds:
-        yield "mask", Image.fromarray(mask.view(np.uint8) * np.uint8(255))
-    if "overlay" in kinds:
-        yield "overlay", Image.fromarray(draw_overlay(image, mask))
-    if "cutout" in kinds or "background" in kinds:
-        alpha = find_transparency(to_probability(logits), threshold)
-        image = clean_edge(image, alpha)
-    if "cutout" in kinds:
-        yield "cutout", Image.fromarray(cut_out(image, alpha))
-    if "background" in kinds:
-        yield "background", Image.fromarray(replace_background(image, alpha, background))
-
-
 def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:
     """Predict a photo as run lengths, read back and compared."""
     image, native_size = read_image(photo.path, target_size=segmenter.fit)
@@ -211,41 +177,6 @@ def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list
     if not np.array_equal(decode_runs(runs, *native_size), mask):
         raise RuntimeError(f"{photo.path}: the run lengths do not give the mask back.")
     return [runs]
-
-
-def encode_picture(picture: Image.Image, suffix: str) -> bytes:
-    """Encode a picture as .png or .jpg.
-
-    Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a cut-out is
-    well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
-    """
-    if suffix == ".png":
-        pixels = np.asarray(picture)
-        strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER_NONE
-        if picture.mode == "RGBA":
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA)
-            strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_DEFAULT, cv2.IMWRITE_PNG_FILTER_SUB
-        options = [
-            cv2.IMWRITE_PNG_COMPRESSION,
-            1,
-            cv2.IMWRITE_PNG_STRATEGY,
-            strategy,
-            cv2.IMWRITE_PNG_FILTER,
-            row_filter,
-        ]
-        return cv2.imencode(".png", pixels, options)[1].tobytes()
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
-
-
-def warn(share: float, doubt: float) -> str:
-    """Say what is suspicious in a result, or nothing."""
-    if share == 0:
-        return "no car found"
-    if share == 1:
-        return "all car, no background found"
-    return "unlike the training photos: look at the result" if doubt > DOUBT_LIMIT else ""
 
 
 # ---------------------------------------------------------------------------------------------------------- command

@@ -18,12 +18,12 @@ from pathlib import Path
 import app
 import numpy as np
 import pytest
+from carvana.cutout import make_pictures
 from carvana.segmenter import Segmenter
 from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, to_hex
 from conftest import SCRIPT_DIR
 from extra import enlarge
 from PIL import Image
-from predict import make_pictures
 from red_network import draw_photo, is_red, need, save_red_weights
 
 need("gradio", requirements="requirements-app.txt")

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from extra import enlarge
 from PIL import Image
-from predict import ENDINGS, encode_picture, make_pictures
 
-from carvana.cutout import cover, read_background
+from carvana.cutout import ENDINGS, cover, encode_picture, make_pictures, read_background
 from carvana.segmenter import Segmenter, to_logit
 from data import IMAGE_FORMATS, load_image, open_picture
 
