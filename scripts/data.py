@@ -471,7 +471,7 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
 
         def fill(row: int) -> None:
             try:
-                images[row], coverage[row], _, _ = read_pair(pairs[row], width, height)
+                images[row], coverage[row], _, _ = read_pair(pairs[row], width, height)  # noqa: F821  (deleted below)
             except (OSError, ValueError) as error:
                 problems.append(str(error))
 
