@@ -25,6 +25,7 @@ sys.path.insert(0, str(SCRIPT_DIR))
 
 import extra  # noqa: E402
 import train  # noqa: E402
+from carvana.pictures import load_mask, upsample
 
 import data  # noqa: E402
 
@@ -49,7 +50,7 @@ class Settings:
 def read_pair_nearest(pair: data.Pair, width: int, height: int) -> tuple:
     """Read a pair with the mask resized to the nearest pixel, which is what the usual `Resize` does to masks."""
     image, _, native_size, share = read_pair_averaged(pair, width, height)
-    mask = data.load_mask(pair.mask_path).view(np.uint8) * np.uint8(255)
+    mask = load_mask(pair.mask_path).view(np.uint8) * np.uint8(255)
     return image, cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), native_size, share
 
 
@@ -101,10 +102,10 @@ def compare(settings: Settings) -> None:
     scores = {"ours": [], "textbook": [], "textbook_labels_our_enlargement": []}
     cars = []
     for (row, our_logits), (_, hard_logits) in zip(ours, textbook, strict=True):
-        mask = data.load_mask(cache.pairs[row].mask_path)
+        mask = load_mask(cache.pairs[row].mask_path)
         cars.append(cache.pairs[row].car)
-        scores["ours"].append(extra.dice(extra.enlarge(our_logits, *mask.shape) > 0, mask))
-        scores["textbook_labels_our_enlargement"].append(extra.dice(extra.enlarge(hard_logits, *mask.shape) > 0, mask))
+        scores["ours"].append(extra.dice(upsample(our_logits, *mask.shape) > 0, mask))
+        scores["textbook_labels_our_enlargement"].append(extra.dice(upsample(hard_logits, *mask.shape) > 0, mask))
         cut = cv2.resize((hard_logits > 0).view(np.uint8), mask.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(
             bool
         )

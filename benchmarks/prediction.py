@@ -19,9 +19,10 @@ from pathlib import Path
 import common
 import extra
 import textbook
+from carvana.pictures import IMAGE_SUFFIXES
 from unet import UNet
 
-from data import IMAGE_SUFFIXES, list_files
+from data import list_files
 
 
 def random_weights(path: Path) -> Path:

@@ -18,12 +18,12 @@ import numpy as np
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
-
 import extra
 import train
+from carvana.pictures import load_mask, upsample
 from studio import make_studio
 
-from data import build_cache, limit_cars, load_mask, require_pairs
+from data import build_cache, limit_cars, require_pairs
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def main(settings: Settings) -> None:
         for row, _, logits in train.predict_rows(network, cache, list(range(len(real))), config, device, precision):
             mask = load_mask(real[row].mask_path)
             pixels += mask.size
-            for kind, count in tell_errors(extra.enlarge(logits, *mask.shape) > 0, mask).items():
+            for kind, count in tell_errors(upsample(logits, *mask.shape) > 0, mask).items():
                 errors[kind] = errors.get(kind, 0) + count
             yield row, logits
 

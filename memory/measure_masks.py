@@ -18,8 +18,9 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
+from carvana.pictures import MASK_SUFFIXES, area_average, load_mask, upsample
 
-from data import MASK_SUFFIXES, area_average, list_files, load_mask, map_threads  # noqa: E402
+from data import list_files, map_threads  # noqa: E402
 
 SIZES = ((240, 160), (480, 320), (960, 640))  # width, height in pixels
 
@@ -42,8 +43,8 @@ def measure(path: Path) -> dict[str, float]:
     for width, height in SIZES:
         coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height).astype(np.float32)
         hard = np.where(coverage > 127, np.float32(255), np.float32(0))
-        numbers[f"coverage_{width}x{height}"] = extra.dice(extra.enlarge(coverage, *mask.shape) > 127.5, mask)
-        numbers[f"hard_{width}x{height}"] = extra.dice(extra.enlarge(hard, *mask.shape) > 127.5, mask)
+        numbers[f"coverage_{width}x{height}"] = extra.dice(upsample(coverage, *mask.shape) > 127.5, mask)
+        numbers[f"hard_{width}x{height}"] = extra.dice(upsample(hard, *mask.shape) > 127.5, mask)
     return numbers
 
 

@@ -16,9 +16,10 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
+from carvana.pictures import area_average, load_image, load_mask, upsample
 from studio import make_studio  # noqa: E402
 
-from data import area_average, load_image, load_mask, require_pairs  # noqa: E402
+from data import require_pairs  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def predict(network, description: dict, photo: np.ndarray) -> np.ndarray:
     """Predict the mask (H, W), bool, of an RGB photo (H, W, 3), uint8, as training scores it: logits enlarged, then cut."""
     small = area_average(photo, description["image_width"], description["image_height"])
     logits = network(torch.from_numpy(small).permute(2, 0, 1)[None])[0, 0].numpy()
-    return extra.enlarge(logits, *photo.shape[:2]) > 0
+    return upsample(logits, *photo.shape[:2]) > 0
 
 
 def main(settings: Settings) -> None:

@@ -27,12 +27,13 @@ from pathlib import Path
 
 import tyro
 from carvana.cutout import cover, encode_picture, warn
+from carvana.pictures import IMAGE_SUFFIXES, load_image
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt
 from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, write_files
 from extra import run_command
 from PIL import Image
 
-from data import IMAGE_SUFFIXES, PROJECT_DIR, load_image
+from data import PROJECT_DIR
 
 WELCOME = "Drop one or several photos on the left; then drag the line between photo and result."
 MAX_FILE_MB = 40

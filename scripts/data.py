@@ -5,7 +5,6 @@ python scripts/data.py download    brings the competition's photos and masks thr
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import shutil
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import cv2
 import filelock
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES, area_average, load_mask, read_image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -30,9 +29,6 @@ from tqdm import tqdm
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-MASK_SUFFIXES = {".gif", ".png"}
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what the bytes are decides, not the file's name
 COMPETITION = "carvana-image-masking-challenge"
 N_COMPETITION_PAIRS = 5088
 CACHE_VERSION = 2  # part of each cache's key: raise it when cached pixels change meaning
@@ -170,185 +166,6 @@ def split_cars(cars: Sequence[str], validation_share: float, seed: int) -> set[s
     return set(sorted(cars, key=lambda car: hashlib.sha256(f"{seed}/{car}".encode()).digest())[:n_validation])
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
-
-
-Size = tuple[int, int]  # (height, width) in pixels
-
-
-def load_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> np.ndarray:
-    """Read a photo, upright and in colour.
-
-    Args:
-        path: A JPEG, PNG, WebP, BMP or TIFF file, whatever its name ends in. CMYK, grey, palette and 16-bit photos are
-            converted, a colour profile is turned into sRGB; transparent pixels become white; EXIF rotation is applied.
-        target_size: Gives, for a photo's (height, width), the (height, width) to which it will be made smaller: a JPEG is then decoded
-            at 1/2, 1/4 or 1/8, as long as a third more than that is left.
-
-    Returns:
-        RGB photo (height, width, 3), uint8.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one whole photo.
-    """
-    return read_image(path, target_size)[0]
-
-
-def read_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> tuple[np.ndarray, Size]:
-    """Like `load_image`, with the photo's own (height, width) beside it, which a reduced decode would hide."""
-    with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a preview beside the photo: MPO
-            raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
-        width, height = image.size
-        profile = image.info.get("icc_profile")
-        if image.format in ("JPEG", "MPO"):
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            if sideways:
-                width, height = height, width
-            if target_size is not None:
-                # A third more: the average of a picture that is hardly larger would be blurred twice.
-                least_height, least_width = (-(-4 * side // 3) for side in target_size(height, width))
-                image.draft(None, (least_height, least_width) if sideways else (least_width, least_height))
-            image = ImageOps.exif_transpose(image)
-        else:
-            image = ImageOps.exif_transpose(image)
-            width, height = image.size
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError(f"{path} must have 8 or 16 bits a channel, got 32. Save it as an 8-bit PNG or JPEG.")
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return np.asarray(to_srgb(image, profile)), (height, width)
-
-
-def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert a photo to RGB, by its own colour profile if it has one other than sRGB: phones use Display P3."""
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            space = source.profile.xcolor_space.strip()
-            if (space == "RGB" or space == image.mode == "CMYK") and not ImageCms.getProfileDescription(
-                source
-            ).startswith("sRGB"):
-                return ImageCms.profileToProfile(
-                    image.convert(space), source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-                )
-        except (OSError, ImageCms.PyCMSError):
-            pass  # what is no profile says nothing of the colours: sRGB, as every viewer has it
-    return image.convert("RGB")
-
-
-def load_mask(path: Path | str) -> np.ndarray:
-    """Read a mask: two levels, of which the brighter is the car.
-
-    A palette of {0, 1} that means black and white, as in Carvana's GIF files, 0/255 and 0/1 all read alike.
-
-    Returns:
-        Mask (height, width), bool, True on the car.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one whole picture of at most two levels, or one level that is neither of them.
-    """
-    with open_picture(path, ("GIF", "PNG"), "a GIF or PNG mask") as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
-        # Of a palette the few colours are translated, not all the pixels.
-        if image.mode == "P":
-            indices = np.asarray(image)
-            palette = np.zeros((256, 3), np.float32)
-            colours = np.asarray(image.getpalette("RGB"), np.float32).reshape(-1, 3)
-            palette[: len(colours)] = colours
-            level_of = np.rint(palette @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
-        else:
-            image = image.convert("L")
-            indices = np.asarray(image)
-            level_of = np.arange(256, dtype=np.uint8)
-        low, high = (int(index) for index in cv2.minMaxLoc(indices)[:2])
-        used = (
-            [low, high] if high - low < 2 else np.flatnonzero(image.histogram())
-        )  # counting all pixels takes six times as long
-        levels = np.unique(level_of[used])
-    if len(levels) > 2:
-        raise ValueError(
-            f"{path} must have two levels, background and car, got {len(levels)} grey levels. Cut it at one half and save "
-            "it as GIF or PNG, which lose nothing."
-        )
-    # One level alone: 0 is no car at all, any other a frame full of car.
-    threshold = levels.mean() if len(levels) == 2 else 0.5
-    is_car = level_of > threshold
-    if high < 2 and not is_car[0] and is_car[1]:  # as in the competition's files: the indices are the mask
-        return indices.view(bool)
-    return cv2.LUT(indices, is_car.view(np.uint8)).view(bool)
-
-
-class open_picture:
-    """Open a picture with Pillow; whatever is wrong with the file becomes one sentence that names it."""
-
-    def __init__(self, path: Path | str, formats: tuple[str, ...], what: str):
-        self.path, self.formats, self.what = Path(path), formats, what
-
-    def __enter__(self) -> Image.Image:
-        try:
-            if self.path.is_dir():
-                raise ValueError(f"{self.path} must be a file, got a folder.")
-            if self.path.exists() and not self.path.is_file():  # reading a pipe or a device might never end
-                raise ValueError(f"{self.path} must be a file, got a pipe or a device.")
-            if self.path.exists() and self.path.stat().st_size == 0:
-                raise ValueError(f"{self.path} is empty. Copy or download it again.")
-            Image.init()  # Pillow otherwise knows only some formats until the first file that needs another
-            # By its name, Pillow would map some files into memory: a file cut short meanwhile then kills the process, and
-            # photos taken sideways (TIFF without compression) come out scrambled.
-            self.file = open(self.path, "rb")
-            self.image = Image.open(self.file, formats=self.formats)
-            return self.image
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-
-    def __exit__(self, kind, error, trace) -> None:
-        if hasattr(self, "image"):
-            self.image.close()
-        if hasattr(self, "file"):
-            self.file.close()
-        if error is None or str(self.path) in str(error) and isinstance(error, ValueError):
-            return
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"{self.path} does not exist.") from error
-        if isinstance(error, PermissionError):
-            raise PermissionError(f"{self.path} may not be read. Give yourself the right to read it.") from error
-        if isinstance(error, Image.DecompressionBombError):
-            raise ValueError(
-                f"{self.path} must have at most {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, got more. "
-                "Save it smaller."
-            ) from error
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(f"{self.path} cannot be read ({error.strerror}). Copy or download it again.") from error
-        if isinstance(error, Image.UnidentifiedImageError):
-            raise ValueError(
-                f"{self.path} must be {self.what}, got something else. Open it and save it anew."
-            ) from error
-        if isinstance(error, Exception):  # Pillow's decoders raise nearly every kind of error on damaged files
-            raise ValueError(f"{self.path} is damaged or cut short ({error}). Copy or download it again.") from error
-
-
-def area_average(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize (H, W) or (H, W, C) to (height, width, ...): each new pixel is the mean of the area that it covers."""
-    shrinks = picture.shape[0] >= height and picture.shape[1] >= width
-    n_rows = picture.shape[0] // height
-    if shrinks and picture.shape[0] == n_rows * height and picture.shape[1] % width and 1 < n_rows <= 257:
-        # As in the competition's photos, 1918x1280, a new pixel is whole rows high: adding these up first takes half of the time.
-        in_bytes = picture.dtype == np.uint8  # of which 16 bits hold the sum of 257
-        sums = np.add.reduce(
-            picture.reshape(height, n_rows, *picture.shape[1:]), axis=1, dtype=np.uint16 if in_bytes else picture.dtype
-        )
-        sums = cv2.resize(sums, (width, height), interpolation=cv2.INTER_AREA)
-        return cv2.convertScaleAbs(sums, alpha=1 / n_rows) if in_bytes else sums / n_rows
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
 def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int], float]:
     """Read a pair at training size.
 
@@ -483,7 +300,6 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
                 "`python scripts/data.py check` names them all."
             )
         images.flush(), coverage.flush()
-        del images, coverage
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,13 +19,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from carvana.pictures import load_mask, upsample
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from unet import UNet, check_settings, count_values
 
-from data import Cache, load_mask
+from data import Cache
 
 EDGE_PIXELS = 5  # half the width of the band round the true edge in which edge_dice looks
 N_BOOTSTRAP = 2000
@@ -408,11 +409,6 @@ def edge_dice(prediction: np.ndarray, mask: np.ndarray, pixels: int = EDGE_PIXEL
     return dice(prediction[band], mask[band])
 
 
-def enlarge(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize logits (h, w), float32, to a photo's own (height, width): cut after this, not before."""
-    return cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
 def score_image(logits: np.ndarray, coverage: np.ndarray, mean_mask: np.ndarray, cache: Cache, row: int) -> dict:
     """Score one validation photo at its own size.
 
@@ -426,9 +422,9 @@ def score_image(logits: np.ndarray, coverage: np.ndarray, mean_mask: np.ndarray,
     cache.check_unchanged(row)
     pair = cache.pairs[row]
     mask = load_mask(pair.mask_path)
-    enlarged = enlarge(logits, *mask.shape)
+    enlarged = upsample(logits, *mask.shape)
     prediction = enlarged > 0
-    mean_prediction = enlarge(mean_mask, *mask.shape) > 0.5
+    mean_prediction = upsample(mean_mask, *mask.shape) > 0.5
     return dict(
         name=pair.name,
         car=pair.car,
@@ -436,7 +432,7 @@ def score_image(logits: np.ndarray, coverage: np.ndarray, mean_mask: np.ndarray,
         dice=dice(prediction, mask),
         accuracy=pixel_accuracy(prediction, mask),
         edge_dice=edge_dice(prediction, mask),
-        ceiling=dice(enlarge(coverage.astype(np.float32), *mask.shape) > 127.5, mask),
+        ceiling=dice(upsample(coverage.astype(np.float32), *mask.shape) > 127.5, mask),
         mean_mask_dice=dice(mean_prediction, mask),
         mean_mask_accuracy=pixel_accuracy(mean_prediction, mask),
         black_dice=dice(np.zeros_like(mask), mask),
@@ -599,7 +595,7 @@ def draw_predictions(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Im
     rows = []
     for row, logits in examples:
         mask = load_mask(cache.pairs[row].mask_path)
-        prediction = enlarge(logits, *mask.shape) > 0
+        prediction = upsample(logits, *mask.shape) > 0
         photo = np.array(cache.images[row])
         height, width = photo.shape[:2]
         pictures = [
@@ -619,7 +615,7 @@ def draw_views(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Image.Im
         cells, titles = [], []
         for row, logits in examples[start : start + 4]:
             mask = load_mask(cache.pairs[row].mask_path)
-            prediction = enlarge(logits, *mask.shape) > 0
+            prediction = upsample(logits, *mask.shape) > 0
             titles.append(f"{cache.pairs[row].name}   Dice {dice(prediction, mask):.4f}")
             photo = area_fit(np.array(cache.images[row]), 320)
             width, height = photo.shape[1] // 2, photo.shape[0] // 2

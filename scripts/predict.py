@@ -32,12 +32,13 @@ import torch
 import tyro
 from carvana.cutout import ENDINGS, encode_picture, make_pictures, read_background, warn
 from carvana.machine import choose_device, keep_memory
+from carvana.pictures import IMAGE_SUFFIXES, decode_runs, encode_runs, read_image, upsample
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit
-from carvana.tables import Table, decode_runs, encode_runs
-from extra import enlarge, remove_leftovers, run_command, write_file
+from carvana.tables import Table
+from extra import remove_leftovers, run_command, write_file
 from tqdm import tqdm
 
-from data import IMAGE_SUFFIXES, PROJECT_DIR, read_image
+from data import PROJECT_DIR
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def predict_photo(
     # For the mask alone, a photo decoded at a fraction of its size is enough.
     image, native_size = read_image(photo.path, target_size=segmenter.fit if set(paths) == {"mask"} else None)
     small = segmenter.logits(image, native_size)
-    logits = enlarge(small, *native_size)
+    logits = upsample(small, *native_size)
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, doubt = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_doubt(small)
@@ -172,7 +173,7 @@ def predict_photo(
 def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:
     """Predict a photo as run lengths, read back and compared."""
     image, native_size = read_image(photo.path, target_size=segmenter.fit)
-    mask = enlarge(segmenter.logits(image, native_size), *native_size) > to_logit(threshold)
+    mask = upsample(segmenter.logits(image, native_size), *native_size) > to_logit(threshold)
     runs = encode_runs(mask)
     if not np.array_equal(decode_runs(runs, *native_size), mask):
         raise RuntimeError(f"{photo.path}: the run lengths do not give the mask back.")

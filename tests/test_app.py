@@ -19,10 +19,10 @@ import app
 import numpy as np
 import pytest
 from carvana.cutout import make_pictures
+from carvana.pictures import upsample
 from carvana.segmenter import Segmenter
 from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, to_hex
 from conftest import SCRIPT_DIR
-from extra import enlarge
 from PIL import Image
 from red_network import draw_photo, is_red, need, save_red_weights
 
@@ -209,7 +209,7 @@ def test_photo_becomes_a_cut_out_to_download(server, visit, tmp_path):
     one = download(page, "#one", tmp_path)
     assert one.name == "my car_cutout.png"
     segmenter, photo = Segmenter(server.weights, "cpu"), load(path)
-    [(_, picture)] = make_pictures(photo, enlarge(segmenter.logits(photo), *photo.shape[:2]), 0.4, ["cutout"])
+    [(_, picture)] = make_pictures(photo, upsample(segmenter.logits(photo), *photo.shape[:2]), 0.4, ["cutout"])
     assert np.array_equal(load(one), np.array(picture))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from carvana.pictures import IMAGE_SUFFIXES, area_average, load_image, load_mask, read_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -34,7 +35,7 @@ def assert_scene(photo: np.ndarray, width: int = 64, height: int = 48, tolerance
     assert np.abs(seen - wanted).max() <= tolerance
 
 
-def refused(path: Path, read=data.load_image) -> str:
+def refused(path: Path, read=load_image) -> str:
     """The sentence with which a file is refused: one line, the file's name in it, no error of a library left bare."""
     with pytest.raises((ValueError, OSError)) as error:
         read(path)
@@ -127,18 +128,18 @@ def test_a_photo_of_this_kind_is_read_in_its_colours(tmp_path, kind):
     path.write_bytes(READABLE[kind]())
     if kind == "jpeg with a broken exif block":  # the pixels are sound: right pixels or a sentence, never a crash
         try:
-            assert_scene(data.load_image(path))
+            assert_scene(load_image(path))
         except ValueError:
             refused(path)
     else:
-        assert_scene(data.load_image(path))
+        assert_scene(load_image(path))
 
 
 @pytest.mark.parametrize("kind", GREY)
 def test_a_grey_photo_is_read_as_three_equal_channels(tmp_path, kind):
     path = tmp_path / "x.png"
     path.write_bytes(GREY[kind]())
-    assert_scene(data.load_image(path), grey=True, tolerance=6)
+    assert_scene(load_image(path), grey=True, tolerance=6)
 
 
 def test_a_colour_profile_becomes_srgb(tmp_path):
@@ -149,17 +150,17 @@ def test_a_colour_profile_becomes_srgb(tmp_path):
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
     for name, picture in {"plain": scene(), "alpha": scene().convert("RGBA")}.items():
         (tmp_path / name).write_bytes(encoded(picture, "PNG", icc_profile=swapped))
-        photo = data.load_image(tmp_path / name)
+        photo = load_image(tmp_path / name)
         assert np.abs(photo[..., ::-1].astype(int) - np.asarray(scene())).max() <= 3
     (tmp_path / "srgb").write_bytes(encoded(scene(), "PNG", icc_profile=srgb))
-    assert np.array_equal(data.load_image(tmp_path / "srgb"), np.asarray(scene()))
+    assert np.array_equal(load_image(tmp_path / "srgb"), np.asarray(scene()))
 
 
 def test_transparent_pixels_become_white(tmp_path):
     picture = scene().convert("RGBA")
     picture.putalpha(Image.new("L", picture.size, 0))
     picture.save(tmp_path / "x.png")
-    assert (data.load_image(tmp_path / "x.png") == 255).all()
+    assert (load_image(tmp_path / "x.png") == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -183,10 +184,10 @@ def test_a_camera_held_any_way_gives_an_upright_photo(tmp_path, orientation, kin
     exif[0x0112] = orientation
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded(stored, kind, exif=exif, **({} if kind in ("PNG", "TIFF") else {"quality": 95})))
-    assert_scene(data.load_image(path))
+    assert_scene(load_image(path))
     # Half of it, 24x32, is a third more than 18x24; a line or a column more would not leave as much.
     for least, decoded in (((18, 24), (24, 32)), ((19, 24), (48, 64)), ((18, 25), (48, 64))):
-        reduced, native_size = data.read_image(
+        reduced, native_size = read_image(
             path, target_size=lambda height, width: least if (height, width) == (48, 64) else None
         )
         assert native_size == (48, 64)
@@ -201,7 +202,7 @@ def test_a_tiff_taken_sideways_is_not_scrambled(tmp_path, mode):
     (tmp_path / "x.tif").write_bytes(
         encoded(scene().transpose(Image.Transpose.ROTATE_90).convert(mode), "TIFF", exif=exif)
     )
-    assert_scene(data.load_image(tmp_path / "x.tif"), grey=mode == "L")
+    assert_scene(load_image(tmp_path / "x.tif"), grey=mode == "L")
 
 
 def test_a_16_bit_photo_taken_sideways_is_turned_too(tmp_path):
@@ -210,7 +211,7 @@ def test_a_16_bit_photo_taken_sideways_is_turned_too(tmp_path):
     stored = scene().convert("L").transpose(Image.Transpose.ROTATE_90)
     path = tmp_path / "x.png"
     path.write_bytes(encoded(Image.fromarray(np.asarray(stored).astype(np.uint16) * 257), "PNG", exif=exif))
-    photo, size = data.read_image(path)
+    photo, size = read_image(path)
     assert_scene(photo, grey=True, tolerance=6)
     assert size == photo.shape[:2] == (48, 64)
 
@@ -220,7 +221,7 @@ def test_an_orientation_that_does_not_exist_is_left_alone(tmp_path, orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     (tmp_path / "x.png").write_bytes(encoded(scene(), "PNG", exif=exif))
-    photo, size = data.read_image(tmp_path / "x.png")
+    photo, size = read_image(tmp_path / "x.png")
     assert size == photo.shape[:2]
     assert_scene(photo)
 
@@ -335,7 +336,7 @@ def test_a_file_that_is_no_whole_photo_is_refused_by_name(tmp_path, kind):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_that_is_whole_is_refused_before_it_takes_memory(tmp_path):
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")  # 25 kB of file, 200 million pixels
-    for name, read in (("bomb.png", data.load_image), ("bomb.png", data.load_mask)):
+    for name, read in (("bomb.png", load_image), ("bomb.png", load_mask)):
         assert "at most 179 million pixels" in refused(tmp_path / name, read)
 
 
@@ -353,7 +354,7 @@ def test_things_that_are_not_files_are_refused(tmp_path):
         "zero.jpg": "device",
     }
     for name, reason in reasons.items():
-        for read in (data.load_image, data.load_mask):
+        for read in (load_image, load_mask):
             assert reason in refused(tmp_path / name, read)
 
 
@@ -410,7 +411,7 @@ def test_a_name_that_is_no_text_is_found_and_read(tmp_path):
         pytest.skip("this file system takes names of text only")
     Image.new("1", (64, 48), 1).save(os.fsencode(tmp_path) + b"/masks/\xff\xfe.png")
     pairs, _ = data.find_pairs(tmp_path / "photos", tmp_path / "masks")
-    assert_scene(data.load_image(pairs[0].image_path))
+    assert_scene(load_image(pairs[0].image_path))
     assert len(data.build_cache(pairs, 48, 32, tmp_path / "cache", quiet=True).images) == 1
 
 
@@ -489,7 +490,7 @@ BAD_MASKS = {
 def test_a_mask_of_this_kind_is_read_as_what_is_seen(tmp_path, kind):
     path = tmp_path / "x_mask.gif"
     path.write_bytes(GOOD_MASKS[kind]())
-    mask = data.load_mask(path)
+    mask = load_mask(path)
     assert mask.dtype == bool and np.array_equal(mask, HALF == 1)
 
 
@@ -498,7 +499,7 @@ def test_a_file_that_is_no_mask_is_refused_by_name(tmp_path, kind):
     path = tmp_path / "x_mask.gif"
     make, reason = BAD_MASKS[kind]
     path.write_bytes(make())
-    assert re.search(reason, refused(path, data.load_mask))
+    assert re.search(reason, refused(path, load_mask))
 
 
 # ------------------------------------------------------------------------------------- one bad file among good ones
@@ -613,7 +614,7 @@ KINDS = [(kind, mode) for kind, modes in MODES.items() for mode in modes]
     kind=st.sampled_from(KINDS),
     orientation=st.integers(0, 9),
     seed=st.integers(0, 99),
-    suffix=st.sampled_from(sorted(data.IMAGE_SUFFIXES)),
+    suffix=st.sampled_from(sorted(IMAGE_SUFFIXES)),
 )
 def test_any_sound_photo_is_read_upright_with_its_size(tmp_path, width, height, kind, orientation, seed, suffix):
     form, mode = kind
@@ -627,14 +628,14 @@ def test_any_sound_photo_is_read_upright_with_its_size(tmp_path, width, height, 
     path = tmp_path / f"x{suffix}"
     path.write_bytes(encoded(picture, form, **({} if form == "BMP" else {"exif": exif})))
     turned = form != "BMP" and 5 <= orientation <= 8
-    photo, size = data.read_image(path)
+    photo, size = read_image(path)
     assert photo.dtype == np.uint8 and photo.shape == ((width, height, 3) if turned else (height, width, 3))
     assert size == photo.shape[:2]
     if (
         form in ("PNG", "BMP", "TIFF") and mode in ("RGB", "L") and not 2 <= orientation <= 8
     ):  # lossless: the very pixels
         assert np.array_equal(photo, np.asarray(picture.convert("RGB")))
-    assert data.area_average(photo, 32, 16).shape == (16, 32, 3)
+    assert area_average(photo, 32, 16).shape == (16, 32, 3)
 
 
 @settings(
@@ -659,7 +660,7 @@ def test_any_damaged_photo_gives_pixels_or_a_sentence(tmp_path, kind, seed, how)
         content = content[:start] + content[stop:]
     else:
         content[start:stop] = bytes(stop - start)
-    for name, read in (("x.jpg", data.load_image), ("x_mask.gif", data.load_mask)):
+    for name, read in (("x.jpg", load_image), ("x_mask.gif", load_mask)):
         path = tmp_path / name
         path.write_bytes(content)
         with warnings.catch_warnings():

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from carvana.pictures import area_average, load_mask
 from PIL import Image
 
 import data
@@ -124,7 +125,7 @@ def test_limit_keeps_whole_cars(tiny_set):
 def test_a_mask_of_two_levels_is_cut_between_them(tmp_path, levels):
     # Masks of 0/1 that are divided by 255 make every prediction black: the commonest complaint about U-Nets.
     save(tmp_path / "m.png", np.where(mask() > 0, *reversed(levels)).astype(np.uint8))
-    assert np.array_equal(data.load_mask(tmp_path / "m.png"), mask() > 0)
+    assert np.array_equal(load_mask(tmp_path / "m.png"), mask() > 0)
 
 
 def test_a_palette_is_read_by_its_colours_not_its_indices(tmp_path):
@@ -132,20 +133,20 @@ def test_a_palette_is_read_by_its_colours_not_its_indices(tmp_path):
     image = image.convert("P")
     image.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white: the car is index 0
     image.save(tmp_path / "m.gif")
-    assert np.array_equal(data.load_mask(tmp_path / "m.gif"), mask() == 0)
+    assert np.array_equal(load_mask(tmp_path / "m.gif"), mask() == 0)
 
 
 def test_masks_of_one_level_are_all_background_or_all_car(tmp_path):
     save(tmp_path / "black.png", np.zeros((4, 4), np.uint8))
     save(tmp_path / "white.png", np.full((4, 4), 255, np.uint8))
-    assert not data.load_mask(tmp_path / "black.png").any()
-    assert data.load_mask(tmp_path / "white.png").all()
+    assert not load_mask(tmp_path / "black.png").any()
+    assert load_mask(tmp_path / "white.png").all()
 
 
 def test_a_grey_mask_is_refused_by_name(tmp_path):
     save(tmp_path / "m.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
     with pytest.raises(ValueError, match=r"m.png must have two levels.* got 256 grey levels"):
-        data.load_mask(tmp_path / "m.png")
+        load_mask(tmp_path / "m.png")
 
 
 def test_coverage_is_the_share_of_a_pixel_that_is_car(tmp_path):
@@ -177,7 +178,7 @@ def test_an_area_average_is_the_mean_over_each_pixels_area(shape, kind):
         return np.clip(np.minimum(new + n_from / n_to, old + 1) - np.maximum(new, old), 0, None) * n_to / n_from
 
     expected = np.einsum("yh,hw...,xw->yx...", shares(shape[0], 16), picture.astype(np.float64), shares(shape[1], 24))
-    average = data.area_average(picture, 24, 16)
+    average = area_average(picture, 24, 16)
     assert average.dtype == kind
     # Whole levels are rounded, where the rows are averaged first a quarter of a level early.
     np.testing.assert_allclose(average, expected, atol=0.76 if kind is np.uint8 else 1e-3)

@@ -8,11 +8,10 @@ import predict
 import pytest
 import torch
 from carvana.export import export_network, resizing_matrix
+from carvana.pictures import area_average
 from carvana.segmenter import Segmenter
 from extra import load_network
 from red_network import draw_photo, need, save_random_weights, save_weights_for
-
-from data import area_average
 
 need("onnx", "onnxscript", "onnxruntime", requirements="requirements-export.txt")
 import onnx  # noqa: E402

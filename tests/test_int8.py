@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 import train
 from carvana.int8 import Convolution, Int8UNet, is_available, join, list_activations, measure_ranges, pool
+from carvana.pictures import load_image
 from carvana.segmenter import Segmenter, fold_batch_norm
 from extra import dice, load_network, save_weights
 from red_network import draw_photo, make_red_network, need, save_weights_for
 from unet import UNet
-
-from data import load_image
 
 pytestmark = pytest.mark.skipif(
     not is_available(), reason="this PyTorch has no integer convolutions: it is not for x86"

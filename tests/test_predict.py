@@ -27,8 +27,9 @@ from carvana.cutout import (
     read_background,
     replace_background,
 )
+from carvana.pictures import decode_runs, encode_runs
 from carvana.segmenter import Segmenter, measure_doubt, to_logit
-from carvana.tables import Table, decode_runs, encode_runs
+from carvana.tables import Table
 from conftest import SCRIPT_DIR
 from extra import run_command
 from PIL import Image

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageColor
 
+from carvana.pictures import load_image
 from carvana.segmenter import to_logit, to_probability
-from data import load_image
 
 ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
 DOUBT_LIMIT = 20  # see `segmenter.measure_doubt`

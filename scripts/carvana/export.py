@@ -74,7 +74,7 @@ class PhotoToProbability(nn.Module):
 
 
 def resizing_matrix(n_from, n_to, n_padded) -> Tensor:
-    """Write a resize of one axis as a matrix (n_padded, n_from), float32: `data.area_average`, then repeated border pixels.
+    """Write a resize of one axis as a matrix (n_padded, n_from), float32: `pictures.area_average`, then repeated border pixels.
 
     Each new pixel is the mean of the area that it covers; where there are more new pixels than old ones, they are
     interpolated.

@@ -6,14 +6,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from extra import enlarge, load_network
+from extra import load_network
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unet import UNet
 
 from carvana.int8 import Int8UNet, is_available
 from carvana.machine import choose_device, choose_precision
-from data import PROJECT_DIR, area_average
+from carvana.pictures import area_average, upsample
+from data import PROJECT_DIR
 
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
 SURE_LOGIT = (
@@ -88,7 +89,7 @@ class Segmenter:
         """
         if isinstance(image, (list, tuple)):
             return [self(one) for one in image]
-        return to_probability(enlarge(self.logits(image), *image.shape[:2]))
+        return to_probability(upsample(self.logits(image), *image.shape[:2]))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Choose the (height, width) at which the network sees a photo: its shape, within the size of the training photos,
@@ -105,7 +106,7 @@ class Segmenter:
         return scale(height), scale(width)
 
     def logits(self, image: np.ndarray, native_size: tuple[int, int] | None = None) -> np.ndarray:
-        """Compute logits at about the training size; `extra.enlarge` brings them to the photo's.
+        """Compute logits at about the training size; `upsample` brings them to the photo's.
 
         Args:
             image: RGB photo (H, W, 3), uint8, whole or already made smaller.
@@ -123,7 +124,7 @@ class Segmenter:
         ):
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(
-                f"image must be an RGB array (height, width, 3) of uint8, got {got}. data.load_image reads such."
+                f"image must be an RGB array (height, width, 3) of uint8, got {got}. carvana.pictures.load_image reads such."
             )
         height, width = self.fit(*(native_size or image.shape[:2]))
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.

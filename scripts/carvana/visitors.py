@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from extra import enlarge
 from PIL import Image
 
 from carvana.cutout import ENDINGS, cover, encode_picture, make_pictures, read_background
+from carvana.pictures import IMAGE_FORMATS, load_image, open_picture, upsample
 from carvana.segmenter import Segmenter, to_logit
-from data import IMAGE_FORMATS, load_image, open_picture
 
 N_PASSING = 12  # pictures and downloads kept of a visitor: a moving threshold makes many
 CLAIM_SECONDS = (
@@ -154,14 +153,14 @@ def draw_view(
     """Make what the page shows: photo, the chosen view of the same size, the photo's own (height, width), the car's share of it."""
     photo = load_image(shown.path)
     native_size = photo.shape[:2]
-    share = float((enlarge(shown.logits, *native_size) > to_logit(threshold)).mean())
+    share = float((upsample(shown.logits, *native_size) > to_logit(threshold)).mean())
     height, width = (max(1, round(side * min(1, DISPLAY_SIDE / max(native_size)))) for side in native_size)
     photo = cover(photo, height, width)
     if view == "cut-out":
         kind, background = "background", checkerboard(height, width) if background is None else background
     else:
         kind = view
-    [(_, picture)] = make_pictures(photo, enlarge(shown.logits, height, width), threshold, [kind], background)
+    [(_, picture)] = make_pictures(photo, upsample(shown.logits, height, width), threshold, [kind], background)
     return Image.fromarray(photo), picture, native_size, share
 
 
@@ -171,7 +170,7 @@ def write_files(
     """Write results at the photo's own size."""
     photo = load_image(shown.path)
     paths = []
-    for kind, picture in make_pictures(photo, enlarge(shown.logits, *photo.shape[:2]), threshold, kinds, background):
+    for kind, picture in make_pictures(photo, upsample(shown.logits, *photo.shape[:2]), threshold, kinds, background):
         paths.append(folder / (name + ENDINGS[kind]))
         paths[-1].write_bytes(encode_picture(picture, paths[-1].suffix))
     return paths
