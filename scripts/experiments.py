@@ -26,7 +26,7 @@ import extra
 import numpy as np
 import torch
 import train
-from carvana import machine
+from carvana import files, machine
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from unet import UNet
@@ -162,7 +162,7 @@ def run_all(configs: list[train.Config]) -> list[str]:
         if (folder / "run.json").exists():
             print(f"{label}, finished before", flush=True)
             continue
-        with machine.lock_folder(folder):
+        with files.lock_folder(folder):
             pass
         print(label, flush=True)
         code = run_in_own_process(config)

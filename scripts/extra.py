@@ -10,15 +10,15 @@ import os
 import pickletools
 import re
 import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from carvana.files import run_command, sync_folder, write_file  # noqa: F401  run_command: until all import it from there
 from carvana.pictures import load_mask, upsample
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
@@ -35,54 +35,7 @@ TENSOR_NAMES = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2"} | 
 }  # all that the pickle of a checkpoint may call
 
 
-def run_command(main: Callable, args: list[str] | None = None) -> None:
-    """Run a command line: a user's mistake prints one sentence on stderr and exits with 1; --debug shows the traceback."""
-    args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice that many pixels are an error
-    try:
-        sys.exit(main(args) or 0)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        if debug:
-            raise
-        reason = (
-            " ".join(str(error).split()) or "memory ran out"
-        )  # one line, whatever a file's name or a library's message holds
-        print(f"error: {reason}", file=sys.stderr)
-        sys.exit(1)
-
-
 # ------------------------------------------------------------------------------------------------------ checkpoints
-
-
-def write_file(path: Path | str, content: bytes) -> None:
-    """Write a file so that its name always stands for whole content, whatever kills the process or fills the disk.
-
-    Raises:
-        OSError: If it cannot be written; the file that was there is still whole.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write one picture
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder is gone or read-only: the first error says so
-        raise OSError(
-            f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Free some space, "
-            "or name another folder."
-        ) from error
 
 
 def write_table(path: Path | str, rows: list[dict]) -> None:
@@ -105,16 +58,6 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
             except PermissionError:  # it lives, and is another user's
                 pass
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a renaming in a folder outlive a power cut, where the system lets folders be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def previous_path(path: Path | str) -> Path:

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from carvana.files import lock_folder
 from carvana.int8 import measure_ranges
 from carvana.machine import (
     StopRequest,
@@ -39,7 +40,6 @@ from carvana.machine import (
     device_name,
     is_out_of_memory,
     keep_memory,
-    lock_folder,
     peak_memory_mib,
 )
 from torch import Tensor, nn

@@ -11,7 +11,7 @@ import extra
 import numpy as np
 import pytest
 import train
-from carvana import machine
+from carvana import files
 from PIL import Image
 
 import experiments
@@ -305,10 +305,10 @@ def test_a_folder_with_a_run_on_other_photos_is_refused(study, tmp_path):
 
 
 def test_a_folder_in_use_by_another_training_is_left_in_peace(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0)
     settings, _ = study
     used = replace(settings, output_dir=tmp_path / "experiments")
-    with machine.lock_folder(used.output_dir / "baseline"):
+    with files.lock_folder(used.output_dir / "baseline"):
         with pytest.raises(RuntimeError, match="in use by another training"):
             experiments.main(used)
 

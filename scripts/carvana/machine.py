@@ -1,6 +1,5 @@
-"""The machine that a training runs on: its device, precision, memory and processes, signals from outside, and a lock on the run's folder."""
+"""The machine that a training runs on: its device, precision, memory and processes, and signals from outside."""
 
-import contextlib
 import ctypes
 import math
 import multiprocessing
@@ -9,9 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
-import filelock
 import torch
 import torch.distributed as dist
 
@@ -149,25 +146,3 @@ class StopRequest:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         self.signal = int(flag)
         return bool(self.signal)
-
-
-LOCK_SECONDS = 10  # a killed run's data workers, which hold the lock too, notice its end after five
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path):
-    """Keep a second run out of the folder while this one lives; the lock dies with its processes."""
-    lock = filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise RuntimeError(
-            f"{folder} is in use by another training. Wait for it, or name another --checkpoint-dir."
-        ) from error
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written to ({error.strerror}). Name another --checkpoint-dir.") from error
-    try:
-        yield
-    finally:
-        lock.release()
