@@ -59,7 +59,7 @@ class Settings:
     port: int | None = None  # of the page's address; None for the first free one from 7860
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines of the network open the page
     share: bool = False  # ask Gradio's servers for a public address
-    weights: Path = DEFAULT_WEIGHTS  # .safetensors, or best.pt of a training
+    weights: Path = DEFAULT_WEIGHTS  # .safetensors
     device: str = "auto"  # cuda, mps, cpu, or auto for the first of these that is there
 
 
@@ -104,7 +104,7 @@ def make_app(segmenter: Segmenter):
 
         return handle
 
-    size = f"{segmenter.description['image_width']}x{segmenter.description['image_height']}"
+    size = f"{segmenter.description.image_width}x{segmenter.description.image_height}"
     machine = f"{segmenter.device.type}, {str(segmenter.precision).removeprefix('torch.')}"
 
     @for_visitor

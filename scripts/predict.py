@@ -53,7 +53,7 @@ class Settings:
         "overlay",
     )  # what to write of each photo
     background: str | None = None  # also write <name>_background.jpg: white, #rrggbb, or a photo's path
-    weights: Path = DEFAULT_WEIGHTS  # .safetensors, or best.pt of a training
+    weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
     tta: bool = False  # average with the mirrored view: twice the time, slightly more exact
     fast: bool = False  # find the car in a small copy, then look at its surroundings alone, on a CPU in 8-bit integers: nearly the same mask

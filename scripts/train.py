@@ -30,7 +30,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from carvana.files import lock_folder
-from carvana.int8 import measure_ranges
 from carvana.machine import (
     StopRequest,
     choose_compile,
@@ -591,11 +590,6 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         dist.barrier()  # until the first process has saved them
     average.load_state_dict(extra.read_checkpoint(config.checkpoint_dir / "best.pt")["weights"])
     card, rows = score(average, cache, train_rows, validation_rows, config, device, precision, rank, world_size)
-    if chief:  # what `predict.py --fast` needs; at most 16 photos show how far the activations reach
-        some = (
-            torch.tensor(cache.images[row], device=device) for row in train_rows[:: math.ceil(len(train_rows) / 16)]
-        )
-        described["ranges"] = measure_ranges(average, (image.permute(2, 0, 1)[None] for image in some))
     described["threshold"] = card["threshold"]
     described["trained"] = {**described["trained"], "epochs": progress.epoch, "score_card": card}
     save_best()

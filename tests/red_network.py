@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from extra import save_weights
+from carvana.weights import Description, save_weights
 from unet import UNet
 
 RED, GREEN = (220, 20, 30), (20, 220, 40)
@@ -31,11 +31,7 @@ def make_red_network(depth: int = 2) -> UNet:
 
 def save_weights_for(path: Path, network: UNet, width: int, height: int, threshold: float) -> Path:
     """Save a network as if it had been trained on photos of this size."""
-    save_weights(
-        path,
-        network,
-        dict(image_width=width, image_height=height, threshold=threshold, network=network.settings, trained={}),
-    )
+    save_weights(path, network, Description(width, height, network.settings, threshold))
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 from carvana.export import export_network, resizing_matrix
 from carvana.pictures import area_average
 from carvana.segmenter import Segmenter
-from extra import load_network
+from carvana.weights import load_network
 from red_network import draw_photo, need, save_random_weights, save_weights_for
 
 need("onnx", "onnxscript", "onnxruntime", requirements="requirements-export.txt")

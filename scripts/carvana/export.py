@@ -36,7 +36,7 @@ class PhotoToProbability(nn.Module):
     def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.network, self.divisor = segmenter.network, segmenter.divisor
-        width, height = segmenter.description["image_width"], segmenter.description["image_height"]
+        width, height = segmenter.description.image_width, segmenter.description.image_height
         self.long, self.short = max(width, height), min(width, height)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def export_network(weights: Path, path: Path) -> int:
     """Write the ONNX file, compare it with PyTorch, and keep it only if both agree.
 
     Args:
-        weights: .safetensors, or best.pt of a training.
+        weights: .safetensors.
         path: The .onnx file.
 
     Raises:

@@ -1,20 +1,20 @@
 """The trained network in use: from a photo of any size to the probability of each of its pixels to belong to a car."""
 
+import copy
 import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from extra import load_network
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unet import UNet
 
-from carvana.int8 import Int8UNet, is_available
+from carvana.files import PROJECT_DIR
 from carvana.machine import choose_device, choose_precision
 from carvana.pictures import area_average, upsample
-from data import PROJECT_DIR
+from carvana.weights import Description, load_network
 
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
 SURE_LOGIT = (
@@ -26,19 +26,20 @@ class Segmenter:
     """A trained network that finds the car in photos of any size.
 
     Args:
-        weights: .safetensors, or best.pt of a training.
+        weights: A .safetensors file, or a network, of which a copy is used: a training may go on with it.
         device: cuda, mps, cpu, or auto for the first of these that is there.
         tta: Average with the mirrored view: twice the time, slightly more exact.
-        fast: Find the car in a third of the size first, then look at its surroundings alone, see `Segmenter.look_twice`; on an x86 CPU
-            in 8-bit integers, if `precision` is auto and the weights come with ranges, as those of a finished training do.
-        precision: bf16, fp16, float32, int8 (on an x86 CPU), or auto for the fastest of the first three that the device really has.
+        fast: Find the car in a third of the size first, then look at its surroundings alone, see `Segmenter.look_twice`.
+        precision: bf16, fp16, float32, or auto for the fastest that the device really has.
+        description: Of a network; a file has its own.
 
     Attributes:
         threshold: Probability from which a pixel is car, tuned on validation cars.
-        description: What the file tells of itself, see `extra.load_network`.
+        description: What the file says of itself.
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError: If there is no such file, or it is not to be used.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it does not hold weights of this project, or the machine has no such device.
 
     Example:
         >>> segmenter = Segmenter()
@@ -50,30 +51,22 @@ class Segmenter:
 
     def __init__(
         self,
-        weights: Path | str = DEFAULT_WEIGHTS,
+        weights: Path | str | UNet = DEFAULT_WEIGHTS,
         device: str = "auto",
         tta: bool = False,
         fast: bool = False,
         precision: str = "auto",
+        description: Description | None = None,
     ):
-        network, self.description = load_network(weights)
+        if isinstance(weights, UNet):
+            network, self.description = copy.deepcopy(weights).eval().requires_grad_(False), description
+        else:
+            network, self.description = load_network(weights)
         self.device, self.tta, self.fast = choose_device(device), tta, fast
-        self.threshold = self.description["threshold"]
+        self.precision = choose_precision(precision, self.device)
+        self.threshold = self.description.threshold
         self.divisor = 2 ** network.settings["depth"]
         self.network = fold_batch_norm(network).to(self.device, memory_format=torch.channels_last)
-        if (
-            precision == "auto"
-            and fast
-            and self.device.type == "cpu"
-            and is_available()
-            and "ranges" in self.description
-        ):
-            precision = "int8"
-        if precision == "int8":
-            self.precision = torch.uint8
-            self.network = to_int8(self.network, self.description, self.device, weights)
-        else:
-            self.precision = choose_precision(precision, self.device)
 
     def __call__(self, image: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
         """Compute the probability of each pixel to belong to a car.
@@ -94,7 +87,7 @@ class Segmenter:
     def fit(self, height: int, width: int) -> tuple[int, int]:
         """Choose the (height, width) at which the network sees a photo: its shape, within the size of the training photos,
         turned for a portrait."""
-        sides = self.description["image_height"], self.description["image_width"]
+        sides = self.description.image_height, self.description.image_width
         long, short = max(height, width), min(height, width)
 
         def scale(side: int) -> int:
@@ -144,9 +137,7 @@ class Segmenter:
         height, width = small.shape[:2]
         small = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
         batch = torch.from_numpy(small)[None].to(self.device).permute(0, 3, 1, 2)  # channels last without moving a byte
-        with torch.autocast(
-            self.device.type, self.precision, enabled=self.precision in (torch.bfloat16, torch.float16)
-        ):
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             logits = self.network(batch).float()
             if self.tta:
                 logits = (logits + self.network(batch.flip(3)).float().flip(3)) / 2
@@ -160,7 +151,7 @@ class Segmenter:
         outside, it looks again at a larger box; if either finds no car, at the whole picture. A second car, far away and too small for
         the first look to be sure of it, stays unseen. On 139 photos of 26 Carvana cars, which the weights had seen, one box had to grow,
         mean Dice was the same within 0.00001, the mask in 99.99 % of the pixels, and the network took 0.67 of the time of one look at the
-        whole in float32, 0.69 in integers.
+        whole in float32.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1].
@@ -209,24 +200,6 @@ def fold_batch_norm(network: UNet) -> UNet:
             double_conv[place] = fuse_conv_bn_eval(double_conv[place], double_conv[place + 1])
             double_conv[place + 1] = nn.Identity()
     return network
-
-
-def to_int8(network: UNet, description: dict, device: torch.device, weights: Path | str) -> Int8UNet:
-    """Turn a network whose batch norm is folded into integers.
-
-    Raises:
-        ValueError: If the device or the weights do not allow it; `weights` is the file that is then named.
-    """
-    if device.type != "cpu" or not is_available():
-        raise ValueError(f"precision int8 needs an x86 CPU, got {device.type}. Use another precision.")
-    if "ranges" not in description:
-        raise ValueError(
-            f"{weights} must come with the ranges of its activations for int8. Train anew, or use another precision."
-        )
-    try:
-        return Int8UNet(network, description["ranges"])
-    except ValueError as error:
-        raise ValueError(f"{weights}: {error} Use another precision, or another file.") from error
 
 
 def to_probability(logits: np.ndarray) -> np.ndarray:

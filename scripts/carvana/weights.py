@@ -29,7 +29,6 @@ class Description:
             raise ValueError(f"threshold must be between 0 and 1, got {self.threshold!r}.")
         if type(self.image_width) is not int or type(self.image_height) is not int:
             raise ValueError(f"the image size must be whole numbers, got {self.image_width!r}x{self.image_height!r}.")
-        check_image_size(self.image_height, self.image_width, 2 ** self.network["depth"])
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -76,6 +75,7 @@ def build_network(description: Description, weights: dict[str, Tensor]) -> UNet:
     """
     with torch.device("meta"):  # takes no memory, whatever a file claims to be
         network = UNet(**description.network)
+    check_image_size(description.image_height, description.image_width, 2 ** network.settings["depth"])
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     got = {name: tensor.shape for name, tensor in weights.items()}
     for name in expected | got:
