@@ -28,7 +28,7 @@ from pathlib import Path
 import tyro
 from carvana.cutout import cover, encode_picture, warn
 from carvana.pictures import IMAGE_SUFFIXES, load_image
-from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty
 from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, write_files
 from extra import run_command
 from PIL import Image
@@ -105,7 +105,7 @@ def make_app(segmenter: Segmenter):
         return handle
 
     size = f"{segmenter.description.image_width}x{segmenter.description.image_height}"
-    machine = f"{segmenter.device.type}, {str(segmenter.precision).removeprefix('torch.')}"
+    machine = f"{segmenter.device.type}, {segmenter.runtime.name}"
 
     @for_visitor
     def render(photos, index, view, threshold, choice, colour, own, request: gr.Request):
@@ -122,7 +122,7 @@ def make_app(segmenter: Segmenter):
         drawn = time.perf_counter() - started
         facts = f"**{escape(shown.name)}**: car **{share:.1%}** of the photo, {size[1]} × {size[0]} pixels; "
         facts += f"network {shown.seconds:.2f} s, pictures {drawn:.2f} s ({machine})"
-        warning = warn(share, measure_doubt(shown.logits))
+        warning = warn(share, measure_uncertainty(shown.logits))
         return tuple(map(str, paths)), facts + (f"\n\n⚠️ {warning}" if warning else "")
 
     def read_choice(choice, colour, own):

@@ -33,7 +33,7 @@ import tyro
 from carvana.cutout import ENDINGS, encode_picture, make_pictures, read_background, warn
 from carvana.machine import choose_device, keep_memory
 from carvana.pictures import IMAGE_SUFFIXES, decode_runs, encode_runs, read_image, upsample
-from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_doubt, to_logit
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
 from carvana.tables import Table
 from extra import remove_leftovers, run_command, write_file
 from tqdm import tqdm
@@ -166,7 +166,7 @@ def predict_photo(
     logits = upsample(small, *native_size)
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
-    share, doubt = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_doubt(small)
+    share, doubt = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
     return [f"{share:.4f}", f"{doubt:.1f}", warn(share, doubt)]
 
 
@@ -199,7 +199,7 @@ def predict(settings: Settings) -> int:
     n_threads = max(1, n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if choose_device(settings.device).type == "cpu":
         keep_memory()
-    segmenter = Segmenter(settings.weights, settings.device, settings.tta, settings.fast)
+    segmenter = Segmenter(settings.weights, settings.device, settings.tta, settings.fast, n_parallel=n_threads)
     # One photo a thread, from file to files, keeps all cores busy better than all cores on one photo.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -249,6 +249,7 @@ def predict(settings: Settings) -> int:
         if not settings.submission and result[-1]:
             warnings[name] = f"{result[-1]} (car {float(result[0]):.1%}, doubt {result[1]})"
     print_summary(len(todo) - len(failures), len(by_name) - len(todo), failures, warnings, table.path)
+    print(f"network computed by {segmenter.runtime.name}")
     return 1 if failures else 0
 
 

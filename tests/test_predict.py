@@ -11,12 +11,10 @@ import time
 import warnings
 from pathlib import Path
 
-import carvana.segmenter as segmenter_module
 import cv2
 import numpy as np
 import predict
 import pytest
-import torch
 from carvana.cutout import (
     OUTLINE_COLOUR,
     clean_edge,
@@ -28,23 +26,13 @@ from carvana.cutout import (
     replace_background,
 )
 from carvana.pictures import decode_runs, encode_runs
-from carvana.segmenter import Segmenter, measure_doubt, to_logit
+from carvana.segmenter import Segmenter, to_logit
 from carvana.tables import Table
 from conftest import SCRIPT_DIR
 from extra import run_command
 from PIL import Image
 from predict import Settings, find_photos
-from red_network import (
-    GREEN,
-    RED,
-    draw_photo,
-    is_red,
-    make_red_network,
-    save_random_weights,
-    save_red_weights,
-    save_weights_for,
-)
-from unet import UNet
+from red_network import GREEN, RED, draw_photo, is_red, save_red_weights
 
 
 @pytest.fixture(scope="session")
@@ -95,179 +83,6 @@ def files_of(folder: Path) -> set[str]:
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     }
-
-
-# ----------------------------------------------------------------------------------------------------------- Python
-
-
-@pytest.mark.parametrize("size", [(64, 96), (121, 180), (140, 90), (1, 1), (7, 3000), (3000, 7), (40, 40)])
-def test_probability_has_the_photos_own_size_and_finds_the_car(red_weights, size):
-    segmenter = Segmenter(red_weights, "cpu")
-    probability = segmenter(draw_photo(size[1], size[0]))
-    assert probability.shape == size and probability.dtype == np.float32
-    assert 0 <= probability.min() and probability.max() <= 1
-    if min(size) > 30:
-        difference = (probability > segmenter.threshold) != is_red(draw_photo(size[1], size[0]))
-        assert difference.mean() < 0.02
-
-
-def test_a_list_of_photos_gives_a_list_of_probabilities(red_weights):
-    segmenter = Segmenter(red_weights, "cpu")
-    images = [draw_photo(90, 60), draw_photo(60, 90)]
-    for together, image in zip(segmenter(images), images, strict=True):
-        assert np.array_equal(together, segmenter(image))
-
-
-@pytest.mark.parametrize(
-    "image, got",
-    [
-        (np.zeros((4, 4)), r"float64 \(4, 4\)"),
-        (np.zeros((4, 4, 4), np.uint8), r"uint8 \(4, 4, 4\)"),
-        (np.zeros((0, 4, 3), np.uint8), r"uint8 \(0, 4, 3\)"),
-        ("car.jpg", "str"),
-    ],
-)
-def test_what_is_no_photo_is_refused(red_weights, image, got):
-    with pytest.raises(ValueError, match=f"image must be an RGB array .* got {got}"):
-        Segmenter(red_weights, "cpu")(image)
-
-
-def test_a_portrait_is_seen_at_the_training_size_turned(red_weights):
-    segmenter = Segmenter(red_weights, "cpu")
-    assert segmenter.fit(1280, 1920) == (64, 96)
-    assert segmenter.fit(1920, 1280) == (96, 64)
-    assert segmenter.fit(1280, 1918) == (64, 96)
-    assert segmenter.fit(10, 5000) == (1, 96)
-    assert segmenter.fit(32, 48) == (64, 96)  # a small photo is enlarged: cars have the size of those in the training
-
-
-def test_folding_batch_norm_changes_no_logit(tmp_path):
-    torch.manual_seed(0)
-    network = UNet(base_width=4).eval().requires_grad_(False)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            (
-                layer.running_mean.normal_(),
-                layer.running_var.uniform_(0.5, 2),
-                layer.weight.uniform_(0.5, 2),
-                layer.bias.normal_(),
-            )
-    image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
-    before = network(image)
-    after = segmenter_module.fold_batch_norm(network)(image)
-    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
-
-
-def test_mirrored_view_is_averaged(tmp_path):
-    path = save_random_weights(tmp_path / "random.safetensors")
-    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    plain, both = Segmenter(path, "cpu", precision="float32"), Segmenter(path, "cpu", tta=True, precision="float32")
-    mirrored = plain.logits(np.ascontiguousarray(image[:, ::-1]))[:, ::-1]
-    assert np.abs(mirrored - plain.logits(image)).max() > 1e-3  # or this test would see nothing
-    np.testing.assert_allclose(both.logits(image), (plain.logits(image) + mirrored) / 2, atol=1e-4)
-
-
-@pytest.fixture()
-def fast_segmenter(tmp_path, monkeypatch):
-    """A segmenter that looks twice, for photos of 480x320, with a list of the sizes that it looked at."""
-    segmenter = Segmenter(
-        save_weights_for(tmp_path / "red.safetensors", make_red_network(), 480, 320, 0.4), "cpu", fast=True
-    )
-    look, segmenter.looks = segmenter.look, []
-    monkeypatch.setattr(segmenter, "look", lambda small: segmenter.looks.append(small.shape[:2]) or look(small))
-    return segmenter
-
-
-def look_once(segmenter: Segmenter, photo: np.ndarray) -> np.ndarray:
-    segmenter.fast = False
-    return segmenter(photo) > segmenter.threshold
-
-
-def test_fast_finds_the_car_then_looks_at_its_box_alone(fast_segmenter):
-    photo = draw_photo(960, 640)
-    mask = fast_segmenter(photo) > fast_segmenter.threshold
-    assert fast_segmenter.looks == [(107, 160), (256, 352)]
-    assert np.array_equal(mask, look_once(fast_segmenter, photo))
-
-
-def test_fast_looks_at_the_whole_photo_if_it_finds_no_car(fast_segmenter):
-    assert not (fast_segmenter(np.full((640, 960, 3), GREEN, np.uint8)) > fast_segmenter.threshold).any()
-    assert fast_segmenter.looks == [(107, 160), (320, 480)]
-
-
-def test_fast_looks_at_the_whole_photo_if_what_it_found_is_no_car(fast_segmenter, monkeypatch):
-    """The first look takes a sign on the wall for the car, which it misses."""
-    photo = draw_photo(960, 640)
-    look = fast_segmenter.look
-
-    def take_the_corner_for_car(small):
-        logits = look(small)
-        if len(fast_segmenter.looks) == 1:
-            logits[:] = -9
-            logits[:5, :5] = 9
-        return logits
-
-    monkeypatch.setattr(fast_segmenter, "look", take_the_corner_for_car)
-    mask = fast_segmenter(photo) > fast_segmenter.threshold
-    assert [fast_segmenter.looks[0], fast_segmenter.looks[-1]] == [(107, 160), (320, 480)]
-    assert np.array_equal(mask, look_once(fast_segmenter, photo)) and mask.any()
-
-
-def test_fast_passes_over_specks_of_which_its_first_look_is_not_sure(fast_segmenter, monkeypatch):
-    look = fast_segmenter.look
-
-    def add_specks(small):
-        logits = look(small)
-        if len(fast_segmenter.looks) == 1:
-            logits[2:5, 2:9] = logits[-3:, -20:] = 1.5
-        return logits
-
-    monkeypatch.setattr(fast_segmenter, "look", add_specks)
-    mask = fast_segmenter(draw_photo(960, 640)) > fast_segmenter.threshold
-    assert fast_segmenter.looks == [(107, 160), (256, 352)] and mask.any()
-
-
-def test_fast_finds_two_cars(fast_segmenter):
-    photo = draw_photo(960, 640)
-    photo[100:160, 20:120] = RED
-    mask = fast_segmenter(photo) > fast_segmenter.threshold
-    assert len(fast_segmenter.looks) == 2 and mask[130, 70]
-    assert np.array_equal(mask, look_once(fast_segmenter, photo))
-
-
-@pytest.mark.parametrize("turns", range(4))
-def test_fast_looks_further_where_the_box_cuts_through_the_car(fast_segmenter, turns):
-    photo = draw_photo(960, 640)
-    photo[:320, 480:482] = RED  # an aerial, too thin for the first look
-    photo = np.ascontiguousarray(np.rot90(photo, turns))
-    mask = fast_segmenter(photo) > fast_segmenter.threshold
-    first, box, further = fast_segmenter.looks
-    assert further[turns % 2] > box[turns % 2] and further[1 - turns % 2] == box[1 - turns % 2]
-    assert np.rot90(mask, -turns)[10, 480]
-    assert np.array_equal(mask, look_once(fast_segmenter, photo))
-
-
-def test_fast_is_sure_of_the_background_outside_the_box(fast_segmenter):
-    """The first look is too coarse to tell: its doubt once made warnings, and a low threshold made car of it."""
-    photo = draw_photo(960, 640, background=(200, 101, 30))  # red enough for a probability of 0.4
-    probability = fast_segmenter(photo)
-    assert len(fast_segmenter.looks) == 2
-    assert 0.3 < probability[320, 340 - 180] < 0.5  # beside the car, within the box
-    assert probability[:20].max() < 0.01 and probability[:, :20].max() < 0.01
-
-
-def test_fast_keeps_a_car_that_leaves_the_photo(fast_segmenter):
-    photo = np.ascontiguousarray(draw_photo(960, 640)[200:, 300:])
-    mask = fast_segmenter(photo) > fast_segmenter.threshold
-    assert len(fast_segmenter.looks) == 2
-    assert np.array_equal(mask, look_once(fast_segmenter, photo))
-
-
-def test_doubt_is_high_only_where_the_network_is_undecided():
-    assert measure_doubt(np.full((10, 10), 20, np.float32)) < 0.01
-    assert measure_doubt(np.full((10, 10), -20, np.float32)) < 0.01
-    assert measure_doubt(np.zeros((10, 10), np.float32)) == pytest.approx(100 / 50**0.5)
 
 
 # --------------------------------------------------------------------------------------------------------- pictures

@@ -12,7 +12,7 @@ from carvana.pictures import load_image
 from carvana.segmenter import to_logit, to_probability
 
 ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
-DOUBT_LIMIT = 20  # see `segmenter.measure_doubt`
+DOUBT_LIMIT = 20  # see `segmenter.measure_uncertainty`
 CAR_COLOUR, OUTLINE_COLOUR = (31, 119, 220), (255, 140, 0)  # blue and orange, which the colour-blind tell apart
 
 

@@ -7,19 +7,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unet import UNet
 
 from carvana.files import PROJECT_DIR
 from carvana.machine import choose_device, choose_precision
 from carvana.pictures import area_average, upsample
+from carvana.runtime import choose_runtime, fold_batch_norm
 from carvana.weights import Description, load_network
 
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
-SURE_LOGIT = (
-    2  # probability 0.88: the first look of --fast takes specks on floors and walls for car, but is sure of none
-)
+SURE_LOGIT = 2  # probability 0.88: the coarse pass takes specks on floors and walls for car, but is sure of none
 
 
 class Segmenter:
@@ -29,13 +26,15 @@ class Segmenter:
         weights: A .safetensors file, or a network, of which a copy is used: a training may go on with it.
         device: cuda, mps, cpu, or auto for the first of these that is there.
         tta: Average with the mirrored view: twice the time, slightly more exact.
-        fast: Find the car in a third of the size first, then look at its surroundings alone, see `Segmenter.look_twice`.
+        fast: Find the car at a third of the size first, then look at its surroundings alone, see `coarse_to_fine`.
         precision: bf16, fp16, float32, or auto for the fastest that the device really has.
         description: Of a network; a file has its own.
+        n_parallel: Threads that will call at the same time. On a CPU they share the cores.
 
     Attributes:
         threshold: Probability from which a pixel is car, tuned on validation cars.
         description: What the file says of itself.
+        runtime: What computes the network, and its name.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -57,16 +56,17 @@ class Segmenter:
         fast: bool = False,
         precision: str = "auto",
         description: Description | None = None,
+        n_parallel: int = 1,
     ):
         if isinstance(weights, UNet):
             network, self.description = copy.deepcopy(weights).eval().requires_grad_(False), description
         else:
             network, self.description = load_network(weights)
         self.device, self.tta, self.fast = choose_device(device), tta, fast
-        self.precision = choose_precision(precision, self.device)
         self.threshold = self.description.threshold
         self.divisor = 2 ** network.settings["depth"]
-        self.network = fold_batch_norm(network).to(self.device, memory_format=torch.channels_last)
+        self.network = fold_batch_norm(network)
+        self.runtime = choose_runtime(self.network, self.device, choose_precision(precision, self.device), n_parallel)
 
     def __call__(self, image: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
         """Compute the probability of each pixel to belong to a car.
@@ -122,11 +122,10 @@ class Segmenter:
         height, width = self.fit(*(native_size or image.shape[:2]))
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
         small = area_average(image.astype(np.float32), width, height) / 255
-        return self.look_twice(small) if self.fast else self.look(small)
+        return self.coarse_to_fine(small) if self.fast else self.run_network(small)
 
-    @torch.inference_mode()
-    def look(self, small: np.ndarray) -> np.ndarray:
-        """Run the network.
+    def run_network(self, small: np.ndarray) -> np.ndarray:
+        """Compute the logits of a photo that has been resized.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1], of any size.
@@ -135,23 +134,19 @@ class Segmenter:
             Logits (h, w), float32.
         """
         height, width = small.shape[:2]
-        small = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
-        batch = torch.from_numpy(small)[None].to(self.device).permute(0, 3, 1, 2)  # channels last without moving a byte
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self.network(batch).float()
-            if self.tta:
-                logits = (logits + self.network(batch.flip(3)).float().flip(3)) / 2
-        return np.ascontiguousarray(logits[0, 0, :height, :width].cpu().numpy())
+        padded = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
+        logits = self.runtime(padded)
+        if self.tta:
+            logits = (logits + self.runtime(np.ascontiguousarray(padded[:, ::-1]))[:, ::-1]) / 2
+        return np.ascontiguousarray(logits[:height, :width])
 
-    def look_twice(self, small: np.ndarray) -> np.ndarray:
-        """Find the car in a third of the size, then look at its box alone; what lies outside the box becomes background for certain,
-        since the first look is too coarse for its doubt to mean anything.
+    def coarse_to_fine(self, small: np.ndarray) -> np.ndarray:
+        """Find the car at a third of the size, then run the network on its box alone. Outside the box all is background: the coarse
+        pass is too coarse for its uncertainty to mean anything.
 
-        Specks of which the first look is nowhere sure do not count. If the second finds car at the box's edge, where more may lie
-        outside, it looks again at a larger box; if either finds no car, at the whole picture. A second car, far away and too small for
-        the first look to be sure of it, stays unseen. On 139 photos of 26 Carvana cars, which the weights had seen, one box had to grow,
-        mean Dice was the same within 0.00001, the mask in 99.99 % of the pixels, and the network took 0.67 of the time of one look at the
-        whole in float32.
+        Specks of which the coarse pass is nowhere sure do not count. If the fine pass finds car at the box's edge, where more may lie
+        outside, it runs again on a larger box; if either finds no car, on the whole photo. A second car, too small for the coarse pass to
+        be sure of it, is missed.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1].
@@ -160,19 +155,19 @@ class Segmenter:
             Logits (h, w), float32.
         """
         height, width = small.shape[:2]
-        first = self.look(area_average(small, -(-width // 3), -(-height // 3)))
+        coarse = self.run_network(area_average(small, -(-width // 3), -(-height // 3)))
         # Hysteresis thresholding: of the connected parts above one threshold, those that somewhere pass the higher one.
-        n_parts, parts = cv2.connectedComponents((first > 0).view(np.uint8))
+        n_parts, parts = cv2.connectedComponents((coarse > 0).view(np.uint8))
         is_car = np.zeros(n_parts, bool)
-        is_car[parts[first > SURE_LOGIT]] = True
+        is_car[parts[coarse > SURE_LOGIT]] = True
         rows, columns = (np.flatnonzero(is_car[parts].any(axis)) for axis in (1, 0))
         if rows.size == 0:
-            return self.look(small)
+            return self.run_network(small)
         top, bottom = widen(3 * rows[0], 3 * rows[-1] + 3, height)
         left, right = widen(3 * columns[0], 3 * columns[-1] + 3, width)
         step = 64
         while True:
-            box = self.look(np.ascontiguousarray(small[top:bottom, left:right]))
+            box = self.run_network(np.ascontiguousarray(small[top:bottom, left:right]))
             # Car at an edge of the box may go on beyond it: move that edge, each time twice as far.
             above, below, before, behind = (
                 step * bool(edge.max() > 0) for edge in (box[0], box[-1], box[:, 0], box[:, -1])
@@ -182,7 +177,7 @@ class Segmenter:
                 break
             (top, bottom, left, right), step = larger, 2 * step
         if box.max() <= 0:
-            return self.look(small)
+            return self.run_network(small)
         logits = np.full((height, width), -20, np.float32)
         logits[top:bottom, left:right] = box
         return logits
@@ -191,15 +186,6 @@ class Segmenter:
 def widen(start: int, stop: int, size: int) -> tuple[int, int]:
     """Widen a range of pixels by 24, since the network must see what is round a car, and on to multiples of 16, within 0 to size."""
     return max(0, (start - 24) // 16 * 16), min(size, -(-(stop + 24) // 16) * 16)
-
-
-def fold_batch_norm(network: UNet) -> UNet:
-    """Put each batch norm into the convolution before it, which gives the same logits in less time."""
-    for double_conv in [*network.contracting_path, network.bottleneck, *network.expanding_path]:
-        for place in (0, 3):
-            double_conv[place] = fuse_conv_bn_eval(double_conv[place], double_conv[place + 1])
-            double_conv[place + 1] = nn.Identity()
-    return network
 
 
 def to_probability(logits: np.ndarray) -> np.ndarray:
@@ -211,8 +197,8 @@ def to_logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def measure_doubt(logits: np.ndarray) -> float:
-    """Measure how undecided the network is: sum of 4 p (1 - p) over the square root of the sum of p, p a photo's probabilities.
+def measure_uncertainty(logits: np.ndarray) -> float:
+    """Measure the network's uncertainty: sum of 4 p (1 - p) over the square root of the sum of p, p a photo's probabilities.
 
     A pixel at one half counts 1, a sure one 0; on a photo like those of the training only the car's edge is undecided, and
     the square root makes a small car count like a large one. It cannot tell a wrong answer of which the network is sure.

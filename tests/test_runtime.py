@@ -1,0 +1,121 @@
+"""OpenVINO and PyTorch compute one network: the same logits at any size, in any precision, from several threads."""
+
+import builtins
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from carvana.files import PROJECT_DIR
+from carvana.runtime import OpenVinoRuntime, TorchRuntime, choose_runtime, fold_batch_norm
+from carvana.segmenter import Segmenter
+from red_network import draw_photo, save_random_weights
+from unet import UNet
+
+CPU = torch.device("cpu")
+SIZES = [(320, 480), (480, 320), (160, 240), (333, 500), (97, 131), (64, 64), (1, 1), (5, 300), (300, 5), (641, 959)]
+
+
+def random_network(**settings) -> UNet:
+    """Make a network whose batch norm has seen something."""
+    torch.manual_seed(0)
+    network = UNet(**dict(base_width=8) | settings).eval().requires_grad_(False)
+    network.colour_mean.uniform_(0.3, 0.7), network.colour_std.uniform_(0.2, 0.3)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1), layer.bias.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 2), layer.weight.uniform_(0.5, 2)
+    return network
+
+
+def test_folding_batch_norm_changes_no_logit():
+    network = random_network()
+    image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    before = network(image)
+    after = fold_batch_norm(network)(image)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * before.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(), dict(kernel_size=5, depth=2), dict(depth=1), dict(base_width=5, depth=3), dict(kernel_size=1)]
+)
+def test_openvino_computes_the_logits_of_any_network(settings):
+    network = fold_batch_norm(random_network(**settings))
+    ours, theirs = OpenVinoRuntime(network, torch.float32), TorchRuntime(network, CPU, torch.float32)
+    for size in ((64, 96), (96, 64), (32, 32)):
+        photo = draw_photo(size[1], size[0]).astype(np.float32) / 255
+        wanted = theirs(photo)
+        assert wanted.shape == size and wanted.dtype == np.float32
+        np.testing.assert_allclose(ours(photo), wanted, atol=1e-4 * np.ptp(wanted))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_runtimes_agree_on_ten_sizes(tmp_path, monkeypatch, precision):
+    """Probability within 1e-4 in float32 at most; in bfloat16, whose every layer rounds to 8 bits, within 1e-2 on average."""
+    weights = save_random_weights(tmp_path / "random.safetensors")
+    ours, exact = Segmenter(weights, "cpu", precision=precision), torch_segmenter(weights, monkeypatch)
+    assert ours.runtime.name.startswith("OpenVINO") and exact.runtime.name.startswith("PyTorch")
+    for height, width in SIZES:
+        noise = np.random.default_rng(0).normal(0, 10, (height, width, 3))
+        photo = (draw_photo(width, height) + noise).clip(0, 255).astype(np.uint8)
+        difference = np.abs(ours(photo) - exact(photo))
+        if precision == "float32":
+            assert difference.max() < 1e-4
+            assert ((ours(photo) > 0.45) == (exact(photo) > 0.45)).mean() >= 0.9999
+        else:
+            assert difference.mean() < 1e-2
+
+
+def torch_segmenter(weights, monkeypatch) -> Segmenter:
+    with monkeypatch.context() as patch:
+        hide_openvino(patch)
+        return Segmenter(weights, "cpu", precision="float32")
+
+
+def hide_openvino(monkeypatch) -> None:
+    real_import = builtins.__import__
+
+    def without_openvino(name, *args, **keywords):
+        if name.partition(".")[0] == "openvino":
+            raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+        return real_import(name, *args, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_openvino)
+
+
+def test_without_openvino_pytorch_computes_and_says_why(monkeypatch):
+    network = fold_batch_norm(random_network())
+    hide_openvino(monkeypatch)
+    runtime = choose_runtime(network, CPU, torch.float32)
+    assert isinstance(runtime, TorchRuntime) and "No module named 'openvino'" in runtime.name
+
+
+def test_several_threads_get_what_one_gets():
+    network = fold_batch_norm(random_network())
+    runtime = OpenVinoRuntime(network, torch.float32, n_parallel=3)
+    photos = [np.random.default_rng(n).random((32 * (1 + n % 3), 64, 3), np.float32) for n in range(12)]
+    alone = [runtime(photo) for photo in photos]
+    with ThreadPoolExecutor(3) as pool:
+        for one, other in zip(alone, pool.map(runtime, photos)):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_result_outlives_the_next_photo():
+    runtime = OpenVinoRuntime(fold_batch_norm(random_network()), torch.float32)
+    photos = [np.random.default_rng(n).random((32, 64, 3), np.float32) for n in range(2)]
+    first = runtime(photos[0])
+    before = first.copy()
+    runtime(photos[1])
+    np.testing.assert_array_equal(first, before)
+
+
+def test_openvino_reports_to_nobody():
+    """Its telemetry would send an event at each import."""
+    code = "import sys, carvana.runtime as r; r.import_openvino(); print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_DIR / "scripts", check=True
+    )
+    assert done.stdout.strip() == "None"
