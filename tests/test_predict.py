@@ -11,20 +11,9 @@ import time
 import warnings
 from pathlib import Path
 
-import cv2
 import numpy as np
 import predict
 import pytest
-from carvana.cutout import (
-    OUTLINE_COLOUR,
-    clean_edge,
-    cover,
-    cut_out,
-    draw_overlay,
-    find_transparency,
-    read_background,
-    replace_background,
-)
 from carvana.pictures import decode_runs, encode_runs
 from carvana.segmenter import Segmenter, to_logit
 from carvana.tables import Table
@@ -83,89 +72,6 @@ def files_of(folder: Path) -> set[str]:
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     }
-
-
-# --------------------------------------------------------------------------------------------------------- pictures
-
-
-@pytest.mark.parametrize("threshold", [0.15, 0.5, 0.85])
-def test_transparency_is_steep_at_the_threshold_and_exact_elsewhere(threshold):
-    probability = np.linspace(0, 1, 1001, dtype=np.float32)[None]
-    alpha = find_transparency(probability, threshold)[0]
-    assert (np.diff(alpha.astype(int)) >= 0).all()
-    assert alpha[probability[0] < threshold / 2 - 0.001].max() == 0
-    assert alpha[probability[0] > (1 + threshold) / 2 + 0.001].min() == 255
-    assert abs(int(alpha[round(threshold * 1000)]) - 128) <= 1
-    assert ((alpha > 0) & (alpha < 255)).sum() > 50
-
-
-@pytest.mark.parametrize("shift", [0, 1, -1])
-def test_no_green_of_the_background_is_left_in_the_edge(shift):
-    # shift: the network finds the edge one pixel too far out or in.
-    photo = draw_photo(640, 426)
-    car = cv2.resize(draw_photo(2560, 1704), (640, 426), interpolation=cv2.INTER_AREA)
-    coverage = (car[..., 0].astype(np.float32) - GREEN[0]) / (RED[0] - GREEN[0])
-    kernel = np.ones((3, 3))
-    coverage = {0: coverage, 1: cv2.dilate(coverage, kernel), -1: cv2.erode(coverage, kernel)}[shift]
-    alpha = find_transparency(coverage.clip(0, 1), 0.5)
-    edge = (alpha > 0) & (alpha < 255)
-    assert edge.sum() > 300
-    if shift >= 0:
-        assert photo[edge][:, 1].max() > 100  # in the photo itself there is green
-    cut = cut_out(clean_edge(photo, alpha), alpha)
-    assert cut[alpha > 0][:, 1].max() < 40
-    assert np.array_equal(cut[..., 3], alpha)
-    assert not cut[alpha == 0].any()
-
-
-def test_clean_edge_leaves_the_inside_and_copes_with_no_car_all_car_and_an_aerial():
-    photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
-    alpha = np.zeros((100, 150), np.uint8)
-    assert clean_edge(photo, alpha) is photo
-    assert np.array_equal(clean_edge(photo, alpha + np.uint8(255)), photo)
-    alpha[20:80, 30:100] = 255
-    assert np.array_equal(clean_edge(photo, alpha)[22:78, 32:98], photo[22:78, 32:98])
-    alpha[:], alpha[50, :] = 0, 200  # nothing of one pixel's width is surely car: its colours stay
-    assert np.array_equal(clean_edge(photo, alpha), photo)
-
-
-def test_background_fills_the_photo_undistorted_and_the_car_keeps_its_colours():
-    photo = draw_photo(180, 120)
-    alpha = np.where(is_red(photo), 255, 0).astype(np.uint8)
-    composed = replace_background(photo, alpha, read_background("#0a0b0c"))
-    assert np.array_equal(composed[alpha == 255], photo[alpha == 255])
-    assert (composed[alpha == 0] == (10, 11, 12)).all()
-    circle = np.zeros((100, 300, 3), np.uint8)
-    cv2.circle(circle, (150, 50), 30, (255, 255, 255), -1)
-    for height, width in ((200, 200), (50, 400), (400, 50), (1, 1)):
-        covered = cover(circle, height, width)
-        assert covered.shape == (height, width, 3)
-    rows, columns = np.nonzero(cover(circle, 200, 200)[..., 0] > 127)
-    assert abs(np.ptp(rows) - np.ptp(columns)) <= 2 and abs(rows.mean() - 100) < 2 and abs(columns.mean() - 100) < 2
-
-
-def test_background_must_be_a_colour_or_a_photo(tmp_path):
-    assert read_background("white").tolist() == [[[255, 255, 255]]]
-    Image.fromarray(draw_photo(20, 10)).save(tmp_path / "wall.png")
-    assert read_background(str(tmp_path / "wall.png")).shape == (10, 20, 3)
-    with pytest.raises(
-        ValueError, match="background must be a colour such as white or #e0e0e0, or a photo's path, got whit."
-    ):
-        read_background("whit")
-    (tmp_path / "text.jpg").write_text("no photo")
-    with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
-        read_background(str(tmp_path / "text.jpg"))
-
-
-def test_overlay_shows_car_and_outline():
-    photo = np.full((120, 180, 3), 128, np.uint8)
-    mask = np.zeros((120, 180), bool)
-    mask[30:90, 40:140] = True
-    overlay = draw_overlay(photo, mask)
-    assert np.array_equal(overlay[~mask][0], photo[0, 0])
-    assert not np.array_equal(overlay[60, 90], photo[60, 90])
-    assert tuple(overlay[30, 90]) == tuple(overlay[60, 40]) == OUTLINE_COLOUR
-    assert (photo == 128).all()  # the photo itself is not drawn upon
 
 
 # ---------------------------------------------------------------------------------------------------------- command

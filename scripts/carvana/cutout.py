@@ -38,42 +38,53 @@ def find_transparency(probability: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def clean_edge(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Give the pixels at the edge the car's own colour: a photo mixes it there with that of the old background.
+    """Estimate the car's own colour at its edge, where the photo mixes it with that of the old background.
 
-    Each pixel in or near the ramp gets the mean colour of those around it that are surely car, from as near as there are any.
+    Blur fusion (Forte 2021): the colours of car and background near an edge pixel are weighted means over two boxes, a
+    wide and a narrow one; what the two, mixed by alpha, leave unexplained of the photo is divided between them by least
+    squares.
 
     Args:
         image: RGB photo (H, W, 3), uint8.
         alpha: (H, W), uint8, 255 = car.
 
     Returns:
-        RGB (H, W, 3), uint8, the photo itself but for the edge.
+        RGB (H, W, 3), uint8: the photo, changed only where 0 < alpha < 255.
     """
-    unit = max(2, round(max(alpha.shape) / 640))  # how far, in pixels, the old background's colour reaches into the car
-    x, y, width, height = cv2.boundingRect(alpha)
+    edge = (alpha > 0) & (alpha < 255)
+    x, y, width, height = cv2.boundingRect(edge.view(np.uint8))
     if not width:
         return image
-    # With a margin, since beyond the box's border, as beyond the photo's, the car counts as going on.
-    box = slice(max(0, y - unit), y + height + unit), slice(max(0, x - unit), x + width + unit)
-    alpha, photo = alpha[box], image[box]
-    sure = cv2.erode((alpha == 255).view(np.uint8), np.ones((2 * unit + 1, 2 * unit + 1), np.uint8))
-    unsure = (alpha > 0) & (sure == 0)
-    weight = sure.astype(np.float32)
-    weighted = photo * weight[..., None]
+    long = max(alpha.shape)
+    sizes = max(9, long // 160 | 1), max(3, long // 480 | 1)  # pixels; blur reaches further in a larger photo
+    margin = sizes[0]
+    box = slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
+    edge, opacity = edge[box], alpha[box] / np.float32(255)
+    car = image[box].astype(np.float32)
+    background = car.copy()
+    mixed, share = car[edge], opacity[edge][:, None]
+    for size in sizes:
+        near_car = mean_near(edge, car, opacity**2, size)
+        near_background = mean_near(edge, background, (1 - opacity) ** 2, size)
+        rest = (mixed - share * near_car - (1 - share) * near_background) / (share**2 + (1 - share) ** 2)
+        car[edge] = (near_car + share * rest).clip(0, 255)
+        background[edge] = (near_background + (1 - share) * rest).clip(0, 255)
     result = image.copy()
-    cleaned = result[box]
-    for radius in (3 * unit, 9 * unit, 27 * unit):
-        if not unsure.any():
-            break
-        size = (2 * radius + 1, 2 * radius + 1)
-        total = cv2.boxFilter(weight, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)[unsure]
-        colour = cv2.boxFilter(weighted, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT)[unsure]
-        found = total > 0.5
-        rows, columns = np.nonzero(unsure)
-        rows, columns = rows[found], columns[found]
-        cleaned[rows, columns] = colour[found] / total[found, None] + 0.5
-        unsure[rows, columns] = False
+    result[box][edge] = car[edge] + 0.5
     return result
+
+
+def mean_near(pixels: np.ndarray, colour: np.ndarray, weight: np.ndarray, size: int) -> np.ndarray:
+    """Average colours (H, W, 3) by weight (H, W), float32 both, over size x size pixels round each of n pixels.
+
+    Args:
+        pixels: (H, W), bool, n of them true.
+
+    Returns:
+        (n, 3), float32.
+    """
+    weighted = cv2.multiply(colour, cv2.merge([weight] * 3))
+    return cv2.blur(weighted, (size, size))[pixels] / cv2.blur(weight, (size, size))[pixels].clip(1e-6)[:, None]
 
 
 def cut_out(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
