@@ -54,13 +54,18 @@ def test_what_is_no_photo_is_refused(red_weights, image, got):
         Segmenter(red_weights, "cpu")(image)
 
 
-def test_a_portrait_is_seen_at_the_training_size_turned(red_weights):
+def test_a_photo_of_any_shape_is_seen_at_about_the_training_photos_area(red_weights):
     segmenter = Segmenter(red_weights, "cpu")
-    assert segmenter.fit(1280, 1920) == (64, 96)
+    assert segmenter.fit(1280, 1920) == segmenter.fit(1280, 1918) == (64, 96)
     assert segmenter.fit(1920, 1280) == (96, 64)
-    assert segmenter.fit(1280, 1918) == (64, 96)
-    assert segmenter.fit(10, 5000) == (1, 96)
-    assert segmenter.fit(32, 48) == (64, 96)  # a small photo is enlarged: cars have the size of those in the training
+    assert segmenter.fit(2000, 2000) == (80, 80)
+    assert segmenter.fit(10, 5000) == (1, 160)
+
+
+def test_a_small_photo_is_upsampled_by_half_its_size_at_most(red_weights):
+    segmenter = Segmenter(red_weights, "cpu")
+    assert segmenter.fit(32, 48) == (48, 72)
+    assert segmenter.fit(60, 90) == (64, 96)
 
 
 def test_mirrored_view_is_averaged(tmp_path):

