@@ -1,9 +1,10 @@
-"""From photos and masks on disk to batches: pairs, check, split by car, cache, augmentation, download.
+"""From photos and masks on disk to batches: pairs, split by car, cache, augmentation.
 
 python scripts/data.py check       goes through your files and says what must be mended
 python scripts/data.py download    brings the competition's photos and masks through Kaggle
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -11,126 +12,145 @@ import re
 import shutil
 import signal
 import sys
-import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import filelock
 import numpy as np
 import torch
-from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES, area_average, load_mask, read_image
+from carvana.arrays import map_threads, reserve_array
+from carvana.backgrounds import replace_background
+from carvana.files import PROJECT_DIR, run_command
+from carvana.listing import NAMING, NAMING_RULE, describe_files, is_own_result, list_files, match_names
+from carvana.masks import (
+    Facts,
+    MaskRule,
+    count,
+    decide_rule,
+    explain_size,
+    find_oddities,
+    gather_facts,
+    guess_rule,
+    read_labels,
+)
+from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES, area_average, read_image, read_orientation
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 # albumentations asks the internet for a newer release when it is imported; a laptop on a train need not wait for that.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-PROJECT_DIR = Path(__file__).resolve().parent.parent
-COMPETITION = "carvana-image-masking-challenge"
-N_COMPETITION_PAIRS = 5088
-CACHE_VERSION = 2  # part of each cache's key: raise it when cached pixels change meaning
+CACHE_VERSION = 3  # part of each cache's key: raise it when cached pixels change meaning
+GroupBy = Literal["name", "folder", "prefix"]
 
 
-# ----------------------------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------------------------------ pairs
 
 
 @dataclass(frozen=True)
 class Pair:
     """A photo, its true mask, and the car and view that the photo shows."""
 
-    name: str  # the photo's stem, which predictions carry on
+    name: str  # the photo's name without its ending, with its sub-folder; predictions carry it on
     image_path: Path
     mask_path: Path
-    car: str  # photos of one car are never split; a photo not named like Carvana's is a car of its own
-    view: int  # 1 to 16, or 0 where the name does not tell
+    car: str  # photos of one car are never split
+    view: int  # 1 to 16, or 0 where the name is not Carvana's
 
 
-def list_files(folder: Path | str, suffixes: set[str]) -> list[Path]:
-    """List the files of a folder that end in one of `suffixes`, sorted by name; hidden files and folders are ignored.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder. Name the folder of your files, or bring the competition's with "
-            "`python scripts/data.py download`, or make some with `python scripts/studio.py`."
-        )
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
-    )
-
-
-def split_name(stem: str) -> tuple[str, int]:
-    """Tell car and view from a photo's stem.
+def split_name(name: str, group_by: GroupBy = "name") -> tuple[str, int]:
+    """Tell car and view from a photo's name.
 
     Example:
-        >>> split_name("0123456789ab_07")
-        ('0123456789ab', 7)
-        >>> split_name("my car")
-        ('my car', 0)
+        >>> split_name("0123456789ab_07"), split_name("my car")
+        (('0123456789ab', 7), ('my car', 0))
+        >>> split_name("film1_0042", "prefix"), split_name("garage/42", "folder")
+        (('film1', 0), ('garage', 0))
     """
+    folder, _, stem = name.rpartition("/")
     match = re.fullmatch(r"([0-9a-f]{12})_(0[1-9]|1[0-6])", stem)
-    return (match[1], int(match[2])) if match else (stem, 0)
+    if group_by == "folder":
+        return folder, 0
+    if match:
+        return match[1], int(match[2])
+    return (re.sub(r"[\W_]*\d+\D*$", "", name) if group_by == "prefix" else name), 0
 
 
-def find_pairs(image_dir: Path | str, mask_dir: Path | str) -> tuple[list[Pair], list[Path]]:
-    """Match photos and masks by exact stem: `x.jpg` belongs to `x_mask.gif` or, failing that, to `x.png` or `x.gif`.
+def find_pairs(
+    image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy = "name"
+) -> tuple[list[Pair], list[Path], list[Path]]:
+    """Match photos and masks by name; with `group_by="folder"` sub-folders are read, too.
 
     Returns:
-        The pairs, sorted by name, and the photos and masks left over.
+        The pairs, sorted by name, and the photos and the masks left over. Results of this program are neither.
 
     Raises:
         FileNotFoundError: If a folder is missing.
-        ValueError: If two files of one folder share a stem.
+        ValueError: If two files of one folder share a name.
     """
-    images = index_by_stem(list_files(image_dir, IMAGE_SUFFIXES))
-    masks = index_by_stem(list_files(mask_dir, MASK_SUFFIXES))
-    if Path(image_dir).resolve() == Path(mask_dir).resolve():  # one folder for both: a mask is not also a photo
-        images = {stem: path for stem, path in images.items() if path not in masks.values() or f"{stem}_mask" in masks}
-    pairs = []
-    for stem, image_path in images.items():
-        mask_path = masks.get(f"{stem}_mask") or masks.get(stem)
-        if mask_path is not None and mask_path != image_path:
-            pairs.append(Pair(stem, image_path, mask_path, *split_name(stem)))
-    used = {pair.image_path for pair in pairs} | {pair.mask_path for pair in pairs}
-    return pairs, [path for path in [*images.values(), *masks.values()] if path not in used]
+    recursive = group_by == "folder"
+    images = index_by_name(
+        [path for path in list_files(image_dir, IMAGE_SUFFIXES, recursive) if not is_own_result(path)], image_dir
+    )
+    masks = index_by_name(list_files(mask_dir, MASK_SUFFIXES, recursive), mask_dir)
+    matches = {name: path for name, path in match_names(images, masks).items() if path != images[name]}
+    pairs = [Pair(name, images[name], mask, *split_name(name, group_by)) for name, mask in matches.items()]
+    used = {*matches.values()} | {pair.image_path for pair in pairs}
+    lonely_masks = [path for path in masks.values() if path not in used and path not in images.values()]
+    return pairs, [path for path in images.values() if path not in used], lonely_masks
 
 
-def index_by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    stems: dict[str, Path] = {}
+def index_by_name(paths: Sequence[Path], folder: Path | str) -> dict[str, Path]:
+    """Index files by their name below `folder`, without its ending."""
+    names: dict[str, Path] = {}
     for path in paths:
-        if path.stem in stems:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in names:
             raise ValueError(
-                f"{path} and {stems[path.stem].name} share one stem, so it is not clear which belongs to the pair. "
+                f"{path} and {names[name].name} share one name, so it is not clear which belongs to the pair. "
                 "Move one of them away."
             )
-        stems[path.stem] = path
-    return stems
+        names[name] = path
+    return names
 
 
-def require_pairs(image_dir: Path | str, mask_dir: Path | str) -> list[Pair]:
-    """Find pairs for training, naming on stderr what is left out.
+def describe_groups(pairs: Sequence[Pair], group_by: GroupBy) -> list[str]:
+    """Say what counts as a car where names do not tell."""
+    unnamed = sum(not pair.view for pair in pairs)
+    if group_by != "name" or not unnamed:
+        return []
+    return [
+        f"{count(unnamed, 'photo')} not named like Carvana's (<12 hex digits>_<01 to 16>): each counts as a car of its own. "
+        "If several show one car, keep them together: --group-by prefix (film1_0001, film1_0002) or --group-by folder"
+    ]
+
+
+def require_pairs(image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy = "name") -> list[Pair]:
+    """Find pairs for training, saying on stderr what is left out and how photos are grouped.
 
     Raises:
         ValueError: If no photo has a mask.
     """
-    pairs, unmatched = find_pairs(image_dir, mask_dir)
+    pairs, images, masks = find_pairs(image_dir, mask_dir, group_by)
+    left_out, lonely = describe_files(Path(image_dir), Path(mask_dir), images, masks, group_by == "folder")
     if not pairs:
         raise ValueError(
-            f"{image_dir} and {mask_dir} must hold at least one photo with its mask, got {len(unmatched)} files without "
-            "a partner. A photo x.jpg belongs to a mask x_mask.gif, x_mask.png, x.gif or x.png."
+            f"{image_dir} and {mask_dir} must hold at least one photo with its mask, got {count(len(images), 'photo')} and "
+            f"{count(len(masks), 'mask')} without a partner. {' '.join([*lonely, *left_out, NAMING_RULE])}"
         )
-    if unmatched:
-        names = ", ".join(path.name for path in unmatched[:5])
-        print(f"{len(unmatched)} files have no partner and are left out: {names}", file=sys.stderr)
+    for sentence in [*left_out, *lonely, *describe_groups(pairs, group_by)]:
+        print(f"note: {sentence}", file=sys.stderr)
     return pairs
+
+
+def group_word(pairs: Sequence[Pair], group_by: GroupBy = "name") -> str:
+    """Return what the split keeps together, in the plural: cars, or what is known instead."""
+    if group_by == "folder":
+        return "folders"
+    return "cars" if all(pair.view for pair in pairs) else "photos" if group_by == "name" else "groups"
 
 
 def limit_cars(pairs: list[Pair], limit: int | None) -> list[Pair]:
@@ -166,40 +186,99 @@ def split_cars(cars: Sequence[str], validation_share: float, seed: int) -> set[s
     return set(sorted(cars, key=lambda car: hashlib.sha256(f"{seed}/{car}".encode()).digest())[:n_validation])
 
 
-def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int], float]:
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+def read_pair(
+    pair: Pair,
+    width: int,
+    height: int,
+    rule: MaskRule | None = None,
+    car_value: Sequence[str] = (),
+    unknown_value: Sequence[str] = (),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Facts]:
     """Read a pair at training size.
 
+    Args:
+        pair: The files.
+        width, height: Training size in pixels.
+        rule: Which values of the mask are car; None for what the two next settings and this file alone suggest.
+
     Returns:
-        Photo (height, width, 3), uint8; coverage (height, width), uint8, 255 where a pixel is all car; the photo's own
-        (height, width); the car's share of the photo in [0, 1].
+        Photo (height, width, 3), uint8; coverage (height, width), uint8, 255 where a pixel is all car; known (height,
+        width), uint8, 255 where all of a pixel is known, else 0, or None for everywhere; what is noteworthy of the pair.
 
     Raises:
         ValueError: If a file is broken, the two differ in size, or the mask is grey.
     """
     image, native_size = read_image(pair.image_path, target_size=lambda *_: (height, width))
-    mask = load_mask(pair.mask_path)
+    labels = read_labels(pair.mask_path)
+    rule = rule or guess_rule(pair.mask_path, labels, car_value, unknown_value)
+    mask, known = rule.apply(labels)
+    orientation = read_orientation(pair.image_path)
     if mask.shape != native_size:
-        raise ValueError(
-            f"{pair.mask_path} must have the size of its photo, {native_size[1]}x{native_size[0]}, got "
-            f"{mask.shape[1]}x{mask.shape[0]}. Save the mask at the photo's size."
-        )
+        raise ValueError(explain_size(pair.mask_path, mask.shape, native_size, orientation))
+    image = area_average(image, width, height)
     coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height)
-    return area_average(image, width, height), coverage, native_size, np.count_nonzero(mask) / mask.size
+    facts = gather_facts(pair.mask_path, labels, rule, mask, image, coverage, orientation)
+    if known is not None:
+        known = (area_average(known.astype(np.float32), width, height) > 0.999).astype(np.uint8) * np.uint8(255)
+    return image, coverage, known, facts
 
 
-# ------------------------------------------------------------------------------------------------------------ cache
+def read_set(
+    pairs: list[Pair],
+    width: int,
+    height: int,
+    car_value: Sequence[str] = (),
+    unknown_value: Sequence[str] = (),
+    store: Callable = lambda *pixels: None,
+    label: str = "reading",
+    quiet: bool = False,
+) -> tuple[MaskRule | None, list[Facts], list[str]]:
+    """Read all pairs, and decide for the set as a whole which values of its masks are car.
+
+    Args:
+        store: Called with row, photo, coverage and known of each pair, see `read_pair`.
+
+    Returns:
+        The rule of the masks, None if they follow none, what is noteworthy of each pair that could be read, and a sentence for each problem.
+    """
+    facts: dict[int, Facts] = {}
+    problems: list[str] = []
+
+    def read(row: int, rule: MaskRule | None = None) -> None:
+        try:
+            *pixels, facts[row] = read_pair(pairs[row], width, height, rule, car_value, unknown_value)
+            store(row, *pixels)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+
+    for _ in map_threads(read, range(len(pairs)), label, quiet):
+        pass
+    facts, rule = dict(sorted(facts.items())), None
+    try:
+        rule = decide_rule({fact.mask_path: fact.labels for fact in facts.values()}, car_value, unknown_value)
+    except ValueError as error:
+        return rule, [*facts.values()], sorted(problems) + [str(error)]
+    # A file alone may suggest another rule than its set: what is read as car there is read again.
+    for row in [row for row, fact in facts.items() if fact.kinds != rule.classify(fact.labels)]:
+        read(row, rule)
+    return rule, [*facts.values()], sorted(problems)
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Photos and coverage of `pairs` at training size, decoded once, memory-mapped.
+    """Photos and labels of `pairs` at training size, decoded once, memory-mapped.
 
-    images: (n, height, width, 3), uint8. coverage: (n, height, width), uint8, 255 = all car.
+    images: (n, height, width, 3), uint8. coverage: (n, height, width), uint8, 255 = all car. known: (n, height, width),
+    uint8, 255 = known, or None where all is known.
     """
 
     path: Path
     pairs: list[Pair]
     stats: list[list[int]]  # for each pair: bytes and time in ns of photo and of mask, as they were when read
+    values: tuple[tuple[str, ...], ...] = ((), ())  # car_value and unknown_value
 
     @property
     def images(self) -> np.ndarray:
@@ -210,18 +289,31 @@ class Cache:
         return np.load(self.path / "coverage.npy", mmap_mode="r")
 
     @property
+    def known(self) -> np.ndarray | None:
+        return np.load(self.path / "known.npy", mmap_mode="r") if (self.path / "known.npy").exists() else None
+
+    @functools.cached_property
+    def report(self) -> dict:
+        """What was found when the files were read: the rule of the masks, warnings, notes."""
+        return json.loads((self.path / "report.json").read_text("utf-8"))
+
+    def load_mask(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read a mask (H, W), bool, at full resolution, and where it is known (H, W), bool, or None for everywhere."""
+        return MaskRule.from_json(self.report["rule"]).apply(read_labels(self.pairs[row].mask_path))
+
+    @property
     def fingerprint(self) -> str:
         """Names and sizes of the files in a hash; times are left out, since a fresh copy of the data has new ones."""
         rows = [[pair.name, stat[0], stat[2]] for pair, stat in zip(self.pairs, self.stats)]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([*rows, *filter(None, self.values)]).encode()).hexdigest()[:16]
 
     def check_whole(self) -> None:
         """Raise a ValueError if the cache's files are gone or cut short."""
         try:
-            lengths = len(self.images), len(self.coverage)
+            lengths = len(self.images), len(self.coverage), len(self.report) and len(self.pairs)
         except (OSError, ValueError, EOFError) as error:
             lengths = error
-        if lengths != (len(self.pairs), len(self.pairs)):
+        if lengths != (len(self.pairs),) * 3:
             raise ValueError(
                 f"{self.path} must hold {len(self.pairs)} photos and masks, got {lengths}. Delete it: it is made anew."
             )
@@ -249,88 +341,72 @@ def stat_pair(pair: Pair) -> list[int]:
     return numbers
 
 
-def build_cache(pairs: list[Pair], width: int, height: int, cache_dir: Path | str, quiet: bool = False) -> Cache:
+def build_cache(
+    pairs: list[Pair],
+    width: int,
+    height: int,
+    cache_dir: Path | str,
+    quiet: bool = False,
+    car_value: Sequence[str] = (),
+    unknown_value: Sequence[str] = (),
+) -> Cache:
     """Open the cache of these pairs at this size, building it first where it is missing or a file has changed.
 
-    The folder gets its name only when it is whole, so that an interrupted build is never taken for one.
+    The folder gets its name only when it is whole, so that an interrupted build is never taken for one. What looks wrong
+    about the masks is printed on stderr each time.
 
     Raises:
-        ValueError: If files are broken; each is named.
+        ValueError: If files are broken, or the masks follow no rule.
         OSError: If the disk is too full.
     """
-    stats = [stat_pair(pair) for pair in pairs]
-    key = json.dumps([CACHE_VERSION, width, height, [[str(p.image_path), str(p.mask_path)] for p in pairs], stats])
+    stats, values = [stat_pair(pair) for pair in pairs], (tuple(car_value), tuple(unknown_value))
+    files = [[str(pair.image_path), str(pair.mask_path)] for pair in pairs]
+    key = json.dumps([CACHE_VERSION, width, height, files, stats, values])
     path = Path(cache_dir) / f"{width}x{height}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    cache = Cache(path, pairs, stats)
+    cache = Cache(path, pairs, stats, values)
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_name(".lock")):
             if not path.is_dir():  # unless another process made it while this one waited
                 fill_cache(cache, width, height, quiet)
     cache.check_whole()
+    for kind in () if quiet else ("warning", "note"):
+        for sentence in cache.report[f"{kind}s"]:
+            print(f"{kind}: {sentence}", file=sys.stderr)
     return cache
 
 
 def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
     """Decode the pairs into a folder of another name, which gets its own when all is done."""
-    path, pairs = cache.path, cache.pairs
-    for leftover in path.parent.glob("*.partial"):  # of processes that were killed: the lock is ours
+    n, partial = len(cache.pairs), cache.path.with_name(f"{cache.path.name}.partial")
+    for leftover in cache.path.parent.glob("*.partial"):  # of processes that were killed: the lock is ours
         shutil.rmtree(leftover, ignore_errors=True)
-    partial = path.with_name(f"{path.name}.partial")
     partial.mkdir()
     try:
-        n = len(pairs)
-        reserve_array(partial / "images.npy", (n, height, width, 3))
-        reserve_array(partial / "coverage.npy", (n, height, width))
-        images = np.load(partial / "images.npy", mmap_mode="r+")
-        coverage = np.load(partial / "coverage.npy", mmap_mode="r+")
-        problems = []
+        images = reserve_array(partial / "images.npy", (n, height, width, 3))
+        coverage = reserve_array(partial / "coverage.npy", (n, height, width))
+        known = reserve_array(partial / "known.npy", (n, height, width)) if cache.values[1] else None
 
-        def fill(row: int) -> None:
-            try:
-                images[row], coverage[row], _, _ = read_pair(pairs[row], width, height)  # noqa: F821  (deleted below)
-            except (OSError, ValueError) as error:
-                problems.append(str(error))
+        def store(row: int, image: np.ndarray, covered: np.ndarray, is_known: np.ndarray | None) -> None:
+            images[row], coverage[row] = image, covered
+            if known is not None:
+                known[row] = 255 if is_known is None else is_known
 
-        for _ in map_threads(fill, range(n), f"caching at {width}x{height}", quiet):
-            pass
+        label = f"caching at {width}x{height}"
+        rule, facts, problems = read_set(cache.pairs, width, height, *cache.values, store, label, quiet)
         if problems:
-            raise ValueError(
-                f"{len(problems)} of {n} pairs cannot be read, the first: {sorted(problems)[0]} "
-                "`python scripts/data.py check` names them all."
-            )
-        images.flush(), coverage.flush()
-        partial.rename(path)
+            broken = n - len(facts)
+            of = f"{broken} of {n} pairs cannot be read, the first: " if broken else ""
+            more = " `python scripts/data.py check` names them all." if broken else ""
+            raise ValueError(f"{of}{problems[0]}{more}")
+        warnings, notes = find_oddities(facts, rule)
+        report = dict(rule=rule.to_json(), warnings=warnings, notes=notes)
+        (partial / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+        for array in filter(lambda array: array is not None, (images, coverage, known)):
+            array.flush()
+        partial.rename(cache.path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def reserve_array(path: Path, shape: tuple[int, ...]) -> None:
-    """Make an .npy file of uint8 with its disk space taken at once: a full disk is then an error here and not a crash
-    of the process when a page of the mapped file cannot be written."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    n_bytes = int(np.prod(shape))
-    try:
-        if hasattr(os, "posix_fallocate"):
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        elif shutil.disk_usage(path.parent).free < n_bytes:
-            raise OSError("too little space")
-    except OSError as error:
-        raise OSError(
-            f"{path.parent.parent} must have {n_bytes / 2**20:.0f} MiB free for the cache ({error.strerror or error}). "
-            "Free some space, or lower image_width and image_height."
-        ) from error
-
-
-def map_threads(function, items: Sequence, label: str, quiet: bool = False) -> Iterator:
-    """Map over the machine's cores with a progress bar. Threads do: Pillow and OpenCV decode outside Python's lock."""
-    # The bar first: a signal that reaches tqdm while it makes one, here beside busy threads, leaves a half-made bar that complains at exit.
-    bar = tqdm(desc=label, total=len(items), disable=quiet, leave=False, file=sys.stderr)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(function, items):
-            bar.update()
-            yield result
 
 
 # ---------------------------------------------------------------------------------------------------------- batches
@@ -343,35 +419,51 @@ class CarDataset(Dataset):
         cache: The cached pairs.
         seed: The run's seed.
         augment: Flip, move, recolour; off for validation.
-        background: Share of the samples that get letters and boxes behind the car, half of them another wall, too.
+        background: Fraction of the samples that get letters and boxes behind the car, half of them another wall, too.
+        scale_range: Least and largest factor by which a photo is resized.
     """
 
-    def __init__(self, cache: Cache, seed: int = 0, augment: bool = False, background: float = 0.0):
+    def __init__(
+        self,
+        cache: Cache,
+        seed: int = 0,
+        augment: bool = False,
+        background: float = 0.0,
+        scale_range: tuple[float, float] = (0.9, 1.1),
+    ):
         self.cache, self.seed, self.augment, self.background = cache, seed, augment, background
+        self.scale_range = scale_range
         self.arrays = self.transform = None  # opened where they are used: a worker process has its own
 
     def __len__(self) -> int:
         return len(self.cache.pairs)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
-        """Give photo (height, width, 3), uint8; coverage (height, width), uint8; row, for `key` = (epoch, row)."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Return photo (height, width, 3), coverage and known (height, width), all uint8, and row, for key (epoch, row).
+
+        known is 255 where the label is known, else 0; there coverage means nothing.
+        """
         epoch, row = key
         if self.arrays is None:
-            self.arrays = self.cache.images, self.cache.coverage
-        image, coverage = (np.array(array[row]) for array in self.arrays)
+            self.arrays = self.cache.images, self.cache.coverage, self.cache.known
+        image, coverage = (np.array(array[row]) for array in self.arrays[:2])
+        known = np.full_like(coverage, 255) if self.arrays[2] is None else np.array(self.arrays[2][row])
         if self.augment:
             rng = np.random.default_rng((self.seed, epoch, row))
             if rng.random() < self.background:
-                image = replace_background(image, coverage, rng)
+                image = replace_background(image, np.maximum(coverage, 255 - known), rng)
             if self.transform is None:
-                self.transform = make_transform()
+                self.transform = make_transform(self.scale_range)
             self.transform.set_random_seed(int(rng.integers(2**31)))
-            augmented = self.transform(image=image, mask=coverage)
-            image, coverage = augmented["image"], augmented["mask"]
-        return image, coverage, row
+            masks = [coverage] if self.arrays[2] is None else [coverage, known]
+            augmented = self.transform(image=image, masks=masks)
+            image, coverage = augmented["image"], augmented["masks"][0]
+            if self.arrays[2] is not None:
+                known = (augmented["masks"][1] == 255).astype(np.uint8) * np.uint8(255)
+        return image, coverage, known, row
 
 
-def make_transform():
+def make_transform(scale_range: tuple[float, float] = (0.9, 1.1)):
     """Compose the augmentations, on uint8 photo and coverage together."""
     import albumentations
 
@@ -379,7 +471,7 @@ def make_transform():
         [
             albumentations.HorizontalFlip(p=0.5),
             albumentations.Affine(
-                scale=(0.9, 1.1),
+                scale=scale_range,
                 translate_percent=(-0.05, 0.05),
                 rotate=(-4, 4),
                 mask_interpolation=cv2.INTER_LINEAR,  # coverage is a share, not a class: its nearest pixel may be half a pixel off
@@ -390,45 +482,6 @@ def make_transform():
             albumentations.RGBShift(12, 12, 12, p=0.5),
         ]
     )
-
-
-def replace_background(image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put letters and boxes behind the car, on its own wall or on coloured noise, from plain to foliage.
-
-    Args:
-        image: Photo (height, width, 3), uint8.
-        coverage: Coverage (height, width), uint8, 255 = all car.
-        rng: Source of randomness.
-
-    Returns:
-        Photo (height, width, 3), uint8.
-    """
-    height, width = coverage.shape
-    if rng.random() < 0.5:
-        background = image.copy()
-    else:
-        noisy = np.empty((height, width, 3), np.float32)
-        noisy[:] = rng.uniform(0, 255, 3)
-        for cells in (2, int(rng.integers(3, 12)), int(rng.integers(12, 64))):
-            noise = rng.normal(0, rng.uniform(5, 45), (cells, cells, 3)).astype(np.float32)
-            noisy += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-        background = noisy.clip(0, 255).astype(np.uint8)
-    # Things with sharp edges that are no car: a network that has seen one studio alone takes strange letters for car.
-    for _ in range(rng.integers(1, 9)):
-        colour = [int(value) for value in rng.integers(0, 256, 3)]
-        x, y = int(rng.integers(-width // 8, width)), int(rng.integers(0, height))
-        size = int(rng.integers(max(1, height // 16), max(2, height // 2)))
-        if rng.random() < 0.7:
-            text = "".join(chr(rng.integers(ord("A"), ord("Z") + 1)) for _ in range(rng.integers(1, 7)))
-            font = int(rng.choice((cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX)))
-            thickness = max(1, size // int(rng.integers(4, 12)))
-            scale = cv2.getFontScaleFromHeight(font, size, thickness)
-            cv2.putText(background, text, (x, y), font, scale, colour, thickness, cv2.LINE_AA)
-        else:
-            corner = x + int(rng.integers(1, width)), y + size
-            cv2.rectangle(background, (x, y), corner, colour, int(rng.choice((-1, max(1, size // 12)))), cv2.LINE_AA)
-    alpha = (coverage.astype(np.float32) / 255)[..., None]
-    return (image * alpha + background * (1 - alpha)).astype(np.uint8)
 
 
 class EpochBatches(Sampler):
@@ -479,7 +532,7 @@ class EpochBatches(Sampler):
 
 
 def make_loader(dataset: CarDataset, batches: EpochBatches, workers: int, pin_memory: bool = False) -> DataLoader:
-    """Load batches of photos (batch, height, width, 3) and coverage (batch, height, width), both uint8, and rows."""
+    """Load batches of photos (batch, height, width, 3), coverage and known (batch, height, width), all uint8, and rows."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -511,127 +564,56 @@ def colour_statistics(images: np.ndarray, rows: Sequence[int]) -> tuple[np.ndarr
     return mean, np.sqrt(np.maximum(square - mean**2, 1e-6))
 
 
-# -------------------------------------------------------------------------------------------- commands: check, download
+# --------------------------------------------------------------------------------------------------------- commands
 
 
 def check(
-    train_image_dir: Path = PROJECT_DIR / "data/train", train_mask_dir: Path = PROJECT_DIR / "data/train_masks"
+    train_image_dir: Path = PROJECT_DIR / "data/train",
+    train_mask_dir: Path = PROJECT_DIR / "data/train_masks",
+    group_by: GroupBy = "name",
+    car_value: tuple[str, ...] = (),
+    unknown_value: tuple[str, ...] = (),
 ) -> int:
-    """Go through photos and masks and report what must be mended; give 1 if anything must, else 0.
+    """Go through photos and masks and report what must be mended; return 1 if anything must, else 0.
+
+    {NAMING}
 
     Args:
         train_image_dir: Folder of photos.
         train_mask_dir: Folder of masks.
+        group_by: What is kept on one side of the split: photos of one name as Carvana names them, of one sub-folder, or of
+            one name up to its last number (film1_0001 and film1_0002).
+        car_value: Values of the car in the masks: class numbers (1) or colours (#800000); by default the brighter of two.
+        unknown_value: Values of pixels of which nothing is known (128).
     """
-    pairs, unmatched = find_pairs(train_image_dir, train_mask_dir)
-    problems = [f"{path} has no partner. Add the missing photo or mask, or move it away." for path in unmatched]
-    sizes, shares = {}, []
-
-    def read(pair: Pair):
-        try:
-            return read_pair(pair, 240, 160)
-        except (OSError, ValueError) as error:
-            return str(error)
-
-    for pair, result in zip(pairs, map_threads(read, pairs, "checking")):
-        if isinstance(result, str):
-            problems.append(result)
-            continue
-        _, _, size, share = result
-        sizes[size] = sizes.get(size, 0) + 1
-        shares.append(share)
-        if share in (0, 1):
-            problems.append(
-                f"{pair.mask_path} must show a car and its background, got all {'car' if share else 'background'}. "
-                "Draw the mask anew, or move photo and mask away."
-            )
-    cars = {pair.car for pair in pairs}
-    print(f"pairs:    {len(pairs)} of {len(cars)} cars, {len(unmatched)} files without a partner")
-    for (height, width), count in sorted(sizes.items(), key=lambda item: -item[1])[:5]:
-        print(f"size:     {width}x{height}, {count} pairs")
-    if shares:
-        print(
-            f"car:      {100 * min(shares):.1f} to {100 * max(shares):.1f} % of the photo, mean {100 * np.mean(shares):.1f} %"
-        )
+    pairs, photos, masks = find_pairs(train_image_dir, train_mask_dir, group_by)
+    left_out, lonely = describe_files(Path(train_image_dir), Path(train_mask_dir), photos, masks, group_by == "folder")
+    rule, facts, problems = read_set(pairs, 240, 160, car_value, unknown_value, label="checking")
+    warnings, notes = find_oddities(facts, rule) if rule else ([], [])
+    groups = f" of {len({pair.car for pair in pairs})} {group_word(pairs, group_by)}"
+    print(f"pairs:    {len(pairs)}{'' if group_by == 'name' and not all(pair.view for pair in pairs) else groups}")
+    for (height, width), number in Counter(fact.size for fact in facts).most_common(5):
+        print(f"size:     {width}x{height}, {count(number, 'pair')}")
+    if facts:
+        shares = [100 * fact.share for fact in facts]
+        print(f"car:      {min(shares):.1f} to {max(shares):.1f} % of the photo, mean {np.mean(shares):.1f} %")
+    for sentence in [*left_out, *describe_groups(pairs, group_by), *notes]:
+        print(f"note:     {sentence}")
+    for sentence in warnings:
+        print(f"warning:  {sentence}")
+    problems += lonely
+    if lonely or not pairs:
+        problems.append(NAMING_RULE)
     print(f"to mend:  {len(problems)}")
     for problem in problems:
         print(f"  {problem}")
-    if not pairs and not problems:
-        raise ValueError(f"{train_image_dir} must hold photos, got none.")
     return 1 if problems else 0
 
 
-def download(output: Path = PROJECT_DIR / "data") -> int:
-    """Bring the competition's training photos and masks (only these, 430 MB) through Kaggle; go on where it stopped.
-
-    Args:
-        output: Folder that gets train/ and train_masks/.
-    """
-    try:
-        import kagglehub
-    except ModuleNotFoundError:
-        raise RuntimeError("kagglehub must be installed to download. Run `pip install kagglehub`.") from None
-
-    rules = f"https://www.kaggle.com/c/{COMPETITION}/rules"
-    for archive in ("train.zip", "train_masks.zip"):
-        folder = Path(output) / archive.removesuffix(".zip")
-        if folder.is_dir() and len(list(folder.iterdir())) >= N_COMPETITION_PAIRS:
-            continue
-        try:
-            archive_path = Path(kagglehub.competition_download(COMPETITION, path=archive))
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if status == 403 or "403" in str(error):
-                raise RuntimeError(
-                    f"Kaggle wants the competition's rules accepted first: open {rules}, click, try again."
-                ) from error
-            if status == 401 or "401" in str(error) or "credential" in str(error).lower():
-                raise RuntimeError(
-                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the environment variable "
-                    "KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
-                ) from error
-            raise RuntimeError(
-                f"{archive} could not be downloaded ({error}). Try again: it goes on where it stopped."
-            ) from error
-        extract(archive_path, Path(output))
-    for name, suffixes in (("train", IMAGE_SUFFIXES), ("train_masks", MASK_SUFFIXES)):
-        count = len(list_files(Path(output) / name, suffixes))
-        if count != N_COMPETITION_PAIRS:
-            raise RuntimeError(
-                f"{Path(output) / name} must hold {N_COMPETITION_PAIRS} files, got {count}. Delete the folder and try again."
-            )
-        print(f"{Path(output) / name}: {count} files")
-    return 0
-
-
-def extract(archive_path: Path, output: Path) -> None:
-    """Unpack an archive into `output`, file by file, leaving what is there already; nothing lands outside `output`."""
-    try:
-        if archive_path.is_dir():  # kagglehub has unpacked it itself
-            shutil.copytree(archive_path, output, dirs_exist_ok=True)
-            return
-        with zipfile.ZipFile(archive_path) as archive:
-            for member in tqdm(archive.infolist(), archive_path.name, leave=False):
-                target = output / member.filename
-                if not target.resolve().is_relative_to(output.resolve()):
-                    raise RuntimeError(
-                        f"{archive_path} holds a path outside its folder: {member.filename!r}. Do not use it."
-                    )
-                if member.is_dir() or target.name.startswith(".") or "__MACOSX" in member.filename:
-                    continue
-                if target.exists() and target.stat().st_size == member.file_size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(target.name + ".partial")
-                with archive.open(member) as source, open(partial, "wb") as sink:
-                    shutil.copyfileobj(source, sink)
-                partial.replace(target)
-    except zipfile.BadZipFile as error:
-        raise RuntimeError(f"{archive_path} is damaged ({error}). Delete it and try again.") from error
-
+check.__doc__ = check.__doc__.replace("{NAMING}", NAMING)
 
 if __name__ == "__main__":
     import tyro
-    from extra import run_command
+    from carvana.download import download
 
     run_command(lambda args: tyro.extras.subcommand_cli_from_dict({"check": check, "download": download}, args=args))

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-MASK_SUFFIXES = {".gif", ".png"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+MASK_SUFFIXES = {".gif", ".png", ".tif", ".tiff", ".bmp"}
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what the bytes are decides, not the file's name
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -79,48 +79,11 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_mask(path: Path | str) -> np.ndarray:
-    """Read a mask: two levels, of which the brighter is the car.
-
-    A palette of {0, 1} that means black and white, as in Carvana's GIF files, 0/255 and 0/1 all read alike.
-
-    Returns:
-        Mask (height, width), bool, True on the car.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one whole picture of at most two levels, or one level that is neither of them.
-    """
-    with open_picture(path, ("GIF", "PNG"), "a GIF or PNG mask") as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
-        # Of a palette the few colours are translated, not all the pixels.
-        if image.mode == "P":
-            indices = np.asarray(image)
-            palette = np.zeros((256, 3), np.float32)
-            colours = np.asarray(image.getpalette("RGB"), np.float32).reshape(-1, 3)
-            palette[: len(colours)] = colours
-            level_of = np.rint(palette @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
-        else:
-            image = image.convert("L")
-            indices = np.asarray(image)
-            level_of = np.arange(256, dtype=np.uint8)
-        low, high = (int(index) for index in cv2.minMaxLoc(indices)[:2])
-        used = (
-            [low, high] if high - low < 2 else np.flatnonzero(image.histogram())
-        )  # counting all pixels takes six times as long
-        levels = np.unique(level_of[used])
-    if len(levels) > 2:
-        raise ValueError(
-            f"{path} must have two levels, background and car, got {len(levels)} grey levels. Cut it at one half and save "
-            "it as GIF or PNG, which lose nothing."
-        )
-    # One level alone: 0 is no car at all, any other a frame full of car.
-    threshold = levels.mean() if len(levels) == 2 else 0.5
-    is_car = level_of > threshold
-    if high < 2 and not is_car[0] and is_car[1]:  # as in the competition's files: the indices are the mask
-        return indices.view(bool)
-    return cv2.LUT(indices, is_car.view(np.uint8)).view(bool)
+def read_orientation(path: Path | str) -> int:
+    """Read how a photo's EXIF block says that it is to be turned: 1 to 8, 1 for not at all."""
+    with open_picture(path, IMAGE_FORMATS, "a photo") as image:
+        orientation = image.getexif().get(0x0112, 1)
+        return orientation if orientation in range(1, 9) else 1
 
 
 class open_picture:
