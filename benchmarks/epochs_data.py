@@ -55,7 +55,7 @@ def our_epoch(pairs: list[Pair], width: int, height: int, cache_dir: Path, n_ima
         while seen < n_images:
             epoch += 1
             batches.start(epoch)
-            for images, _, _ in loader:
+            for images, *_ in loader:
                 seen += len(images)
         yield seen / (time.process_time() - started)
 

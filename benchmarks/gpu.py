@@ -50,14 +50,14 @@ def our_epoch(
     cache = build_cache(pairs, width, height, work_dir / "cache", quiet=True)
     batches = EpochBatches(list(range(len(pairs))), batch_size, shuffle=True)
     loader = make_loader(CarDataset(cache), batches, machine.choose_workers(None, device, 1), pin_memory=True)
-    [step(images, coverage) for images, coverage, _ in loader]
+    [step(images, coverage) for images, coverage, *_ in loader]
     yield 0.0
     epoch = 0
     while True:
         epoch += 1
         batches.start(epoch)
         started = time.perf_counter()
-        losses = [step(images, coverage) for images, coverage, _ in loader]
+        losses = [step(images, coverage) for images, coverage, *_ in loader]
         torch.stack(losses).tolist()
         yield len(pairs) / (time.perf_counter() - started)
 

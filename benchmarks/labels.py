@@ -25,7 +25,8 @@ sys.path.insert(0, str(SCRIPT_DIR))
 
 import extra  # noqa: E402
 import train  # noqa: E402
-from carvana.pictures import load_mask, upsample
+from carvana.masks import load_mask
+from carvana.pictures import upsample
 
 import data  # noqa: E402
 

@@ -19,10 +19,9 @@ from pathlib import Path
 import common
 import extra
 import textbook
+from carvana.listing import list_files
 from carvana.pictures import IMAGE_SUFFIXES
 from unet import UNet
-
-from data import list_files
 
 
 def random_weights(path: Path) -> Path:

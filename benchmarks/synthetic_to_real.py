@@ -20,7 +20,8 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 import extra
 import train
-from carvana.pictures import load_mask, upsample
+from carvana.masks import load_mask
+from carvana.pictures import upsample
 from studio import make_studio
 
 from data import build_cache, limit_cars, require_pairs

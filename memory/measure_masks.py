@@ -18,9 +18,10 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
-from carvana.pictures import MASK_SUFFIXES, area_average, load_mask, upsample
-
-from data import list_files, map_threads  # noqa: E402
+from carvana.arrays import map_threads
+from carvana.listing import list_files
+from carvana.masks import load_mask
+from carvana.pictures import MASK_SUFFIXES, area_average, upsample
 
 SIZES = ((240, 160), (480, 320), (960, 640))  # width, height in pixels
 

@@ -16,7 +16,8 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
-from carvana.pictures import area_average, load_image, load_mask, upsample
+from carvana.masks import load_mask
+from carvana.pictures import area_average, load_image, upsample
 from studio import make_studio  # noqa: E402
 
 from data import require_pairs  # noqa: E402

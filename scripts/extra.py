@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import torch
 from carvana.files import run_command, sync_folder, write_file  # noqa: F401  run_command: until all import it from there
-from carvana.pictures import load_mask, upsample
+from carvana.masks import load_mask
+from carvana.pictures import upsample
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes

@@ -50,6 +50,7 @@ from data import (
     Cache,
     CarDataset,
     EpochBatches,
+    GroupBy,
     build_cache,
     colour_statistics,
     limit_cars,
@@ -68,6 +69,13 @@ class Config:
     test_image_dir: Path | None = None  # photos to validate on; None sets some training cars aside
     test_mask_dir: Path | None = None  # their masks
     validation_share: float = 0.1  # share of the cars set aside when there are no test folders
+    group_by: GroupBy = (
+        "name"  # what the split keeps together: cars named as Carvana's, a folder, or prefix (film1_0001, film1_0002)
+    )
+    car_value: tuple[
+        str, ...
+    ] = ()  # values of the car in the masks: class numbers (1) or colours (#800000); () the brighter of two
+    unknown_value: tuple[str, ...] = ()  # values of mask pixels of which nothing is known (128): no loss, no score
     limit: int | None = None  # use at most so many photos, whole cars; for a quick try
     image_width: int = (
         480  # training size in pixels, a multiple of 2**depth; half the size is four times as fast, less exact
@@ -83,6 +91,7 @@ class Config:
     warmup: float = 0.05  # share of all steps in which the learning rate rises to its peak; it ends at zero
     ema_decay: float = 0.998  # moving average of the weights, which is what gets validated and saved; 0 turns it off
     augment: bool = True  # flip, move and recolour the training photos
+    scale_range: tuple[float, float] = (0.9, 1.1)  # least and largest factor by which augmentation resizes a photo
     background: float = (
         0.1  # share of the training photos that get letters, and half of them another wall, behind the car
     )
@@ -256,12 +265,12 @@ def prepare_data(config: Config, quiet: bool) -> tuple[Cache, list[int], list[in
     Returns:
         The cache, and its rows to train on and to validate on.
     """
-    pairs = limit_cars(require_pairs(config.train_image_dir, config.train_mask_dir), config.limit)
+    pairs = limit_cars(require_pairs(config.train_image_dir, config.train_mask_dir, config.group_by), config.limit)
     if config.test_image_dir is None:
         validation_cars = split_cars([pair.car for pair in pairs], config.validation_share, config.seed)
         is_validation = [pair.car in validation_cars for pair in pairs]
     else:
-        test_pairs = require_pairs(config.test_image_dir, config.test_mask_dir)
+        test_pairs = require_pairs(config.test_image_dir, config.test_mask_dir, config.group_by)
         shared = sorted({pair.car for pair in pairs} & {pair.car for pair in test_pairs})
         if shared and not quiet:
             print(
@@ -271,7 +280,8 @@ def prepare_data(config: Config, quiet: bool) -> tuple[Cache, list[int], list[in
             )
         is_validation = [False] * len(pairs) + [True] * len(test_pairs)
         pairs = pairs + test_pairs
-    cache = build_cache(pairs, config.image_width, config.image_height, config.cache_dir, quiet)
+    values = config.car_value, config.unknown_value
+    cache = build_cache(pairs, config.image_width, config.image_height, config.cache_dir, quiet, *values)
     train_rows = [row for row, validates in enumerate(is_validation) if not validates]
     validation_rows = [row for row, validates in enumerate(is_validation) if validates]
     return cache, train_rows, validation_rows
@@ -323,7 +333,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
         dist.barrier()
     batches = EpochBatches(train_rows, config.batch_size, config.seed, shuffle=True, rank=rank, world_size=world_size)
     workers = choose_workers(config.workers, device, world_size)
-    dataset = CarDataset(cache, config.seed, config.augment, config.background)
+    dataset = CarDataset(cache, config.seed, config.augment, config.background, config.scale_range)
     loader = make_loader(dataset, batches, workers, pin_memory=device.type == "cuda")
     n_steps = config.epochs * len(batches)
 
@@ -498,7 +508,7 @@ def run(config: Config, device: torch.device, rank: int, world_size: int, stop: 
             file=sys.stderr,
         ) as bar:
             clock = time.perf_counter()
-            for images, coverage, _ in loader:
+            for images, coverage, _, _ in loader:
                 waited = time.perf_counter() - clock
                 step = epoch * len(batches) + progress.batch
                 for group in optimizer.param_groups:
@@ -625,7 +635,7 @@ def predict_rows(
         return
     network.eval()
     loader = make_loader(CarDataset(cache), EpochBatches(rows, config.batch_size), workers=0)
-    for images, coverage, batch_rows in loader:
+    for images, coverage, _, batch_rows in loader:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = network(to_device(images, coverage, device)[0])
         yield from zip(batch_rows.tolist(), coverage.numpy(), logits[:, 0].float().cpu().numpy())

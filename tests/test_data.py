@@ -8,7 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from carvana.pictures import area_average, load_mask
+from carvana import download
+from carvana.backgrounds import replace_background
+from carvana.masks import load_mask
+from carvana.pictures import area_average
 from PIL import Image
 
 import data
@@ -41,27 +44,27 @@ def test_photos_and_masks_are_matched_by_exact_stem_and_hidden_files_ignored(tmp
     for name in ("a_mask.gif", "b.png", "ab_mask.png", ".a_mask.gif", "d_mask.gif"):
         (tmp_path / "y").mkdir(exist_ok=True)
         (tmp_path / "y" / name).touch()
-    pairs, unmatched = data.find_pairs(tmp_path / "x", tmp_path / "y")
+    pairs, *unmatched = data.find_pairs(tmp_path / "x", tmp_path / "y")
     assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [
         ("a.jpg", "a_mask.gif"),
         ("ab.webp", "ab_mask.png"),
         ("b.PNG", "b.png"),
     ]
-    assert [path.name for path in unmatched] == ["c.tif", "d_mask.gif"]
+    assert [[path.name for path in paths] for paths in unmatched] == [["c.tif"], ["d_mask.gif"]]
 
 
 def test_photos_and_masks_may_share_a_folder(tmp_path):
     for name in ("a.png", "a_mask.png", "b.jpg", "b_mask.png"):
         (tmp_path / name).touch()
-    pairs, unmatched = data.find_pairs(tmp_path, tmp_path)
+    pairs, *unmatched = data.find_pairs(tmp_path, tmp_path)
     assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [("a.png", "a_mask.png"), ("b.jpg", "b_mask.png")]
-    assert unmatched == []
+    assert unmatched == [[], []]
 
 
 def test_two_photos_of_one_stem_are_refused(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.png").touch()
-    with pytest.raises(ValueError, match="a.png and a.jpg share one stem"):
+    with pytest.raises(ValueError, match="a.png and a.jpg share one name"):
         data.find_pairs(tmp_path, tmp_path)
 
 
@@ -75,7 +78,10 @@ def test_a_missing_folder_and_one_without_pairs_get_their_sentences(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         data.require_pairs(tmp_path / "nowhere", tmp_path)
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(ValueError, match="at least one photo with its mask, got 1 files without a partner"):
+    with pytest.raises(
+        ValueError,
+        match="at least one photo with its mask, got 1 photo and 0 masks .* A photo x.jpg belongs to the mask x_mask.png",
+    ):
         data.require_pairs(tmp_path, tmp_path)
 
 
@@ -83,7 +89,7 @@ def test_files_without_a_partner_are_left_out_and_named(tiny_set, tmp_path, caps
     shutil.copytree(tiny_set, tmp_path / "set")
     (tmp_path / "set/train_masks/000000000001_02_mask.gif").unlink()
     assert len(data.require_pairs(tmp_path / "set/train", tmp_path / "set/train_masks")) == 11
-    assert "1 files have no partner and are left out: 000000000001_02.jpg" in capsys.readouterr().err
+    assert "note: 1 photo without a mask, left out: 000000000001_02.jpg." in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------ split
@@ -145,7 +151,7 @@ def test_masks_of_one_level_are_all_background_or_all_car(tmp_path):
 
 def test_a_grey_mask_is_refused_by_name(tmp_path):
     save(tmp_path / "m.png", np.arange(256, dtype=np.uint8).reshape(16, 16))
-    with pytest.raises(ValueError, match=r"m.png must have two levels.* got 256 grey levels"):
+    with pytest.raises(ValueError, match=r"m.png must hold two values.* got 256 grey levels"):
         load_mask(tmp_path / "m.png")
 
 
@@ -154,7 +160,7 @@ def test_coverage_is_the_share_of_a_pixel_that_is_car(tmp_path):
     array[:, :3] = 255
     save(tmp_path / "a.png", np.zeros((32, 32, 3), np.uint8))
     save(tmp_path / "a_mask.png", array)
-    pairs, _ = data.find_pairs(tmp_path, tmp_path)
+    pairs, *_ = data.find_pairs(tmp_path, tmp_path)
     coverage = data.read_pair(pairs[0], 16, 16)[1]
     assert coverage[0, :3].tolist() == [255, 128, 0]
 
@@ -186,9 +192,9 @@ def test_an_area_average_is_the_mean_over_each_pixels_area(shape, kind):
 
 def test_the_cache_holds_what_the_files_hold_and_is_built_once(pairs, tmp_path):
     cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
-    image, coverage, native_size, _ = data.read_pair(pairs[5], 48, 32)
+    image, coverage, _, facts = data.read_pair(pairs[5], 48, 32)
     assert np.array_equal(cache.images[5], image) and np.array_equal(cache.coverage[5], coverage)
-    assert native_size == (64, 96)
+    assert facts.size == (64, 96)
     stamp = (cache.path / "images.npy").stat().st_mtime_ns
     assert data.build_cache(pairs, 48, 32, tmp_path, quiet=True).path == cache.path
     assert (cache.path / "images.npy").stat().st_mtime_ns == stamp
@@ -234,7 +240,7 @@ def test_a_broken_pair_stops_the_cache_and_is_named(tiny_set, tmp_path):
 def test_a_mask_of_another_size_than_its_photo_is_refused(tmp_path):
     save(tmp_path / "a.jpg", photo(48, 32))
     save(tmp_path / "a_mask.png", mask(48, 33))
-    pairs, _ = data.find_pairs(tmp_path, tmp_path)
+    pairs, *_ = data.find_pairs(tmp_path, tmp_path)
     with pytest.raises(ValueError, match="a_mask.png must have the size of its photo, 48x32, got 48x33"):
         data.read_pair(pairs[0], 16, 16)
 
@@ -282,7 +288,7 @@ def test_samples_do_not_depend_on_the_number_of_workers(pairs, tmp_path):
         batches = EpochBatches(range(12), 4, seed=5, shuffle=True)
         batches.start(epoch=3)
         loader = data.make_loader(CarDataset(cache, 5, augment=True, background=0.5), batches, workers)
-        return [torch.cat([images.flatten(), coverage.flatten()]) for images, coverage, _ in loader]
+        return [torch.cat([images.flatten(), coverage.flatten()]) for images, coverage, *_ in loader]
 
     for alone, shared in zip(samples(0), samples(2), strict=True):
         assert torch.equal(alone, shared)
@@ -293,7 +299,7 @@ def test_augmentation_differs_by_epoch_and_photo_and_keeps_photo_and_mask_togeth
     dataset = CarDataset(cache, 0, augment=True)
     assert not np.array_equal(dataset[0, 0][0], dataset[1, 0][0])
     for epoch in range(8):
-        image, coverage, _ = dataset[epoch, 0]
+        image, coverage, *_ = dataset[epoch, 0]
         assert image.dtype == coverage.dtype == np.uint8 and image.shape == (32, 48, 3)
         # The drawn cars are brighter than their background, so what the mask covers must be bright.
         assert image[coverage > 200].mean() > image[coverage < 50].mean() + 20
@@ -304,7 +310,7 @@ def test_a_replaced_background_leaves_the_car_as_it_was():
     changes = []
     for seed in range(40):
         before = image.copy()
-        replaced = data.replace_background(image, coverage, np.random.default_rng(seed))
+        replaced = replace_background(image, coverage, np.random.default_rng(seed))
         assert np.array_equal(image, before) and replaced.dtype == np.uint8
         assert np.array_equal(replaced[coverage == 255], image[coverage == 255])
         changes.append((replaced[coverage == 0] != image[coverage == 0]).any(axis=-1).mean())
@@ -328,7 +334,7 @@ def test_check_reports_counts_and_passes_good_files(tiny_set, run_script):
         "data.py", "check", "--train-image-dir", tiny_set / "train", "--train-mask-dir", tiny_set / "train_masks"
     )
     assert result.returncode == 0, result.stderr
-    assert "12 of 3 cars, 0 files without a partner" in result.stdout
+    assert "12 of 3 cars" in result.stdout
     assert "96x64, 12 pairs" in result.stdout and "to mend:  0" in result.stdout
 
 
@@ -348,10 +354,10 @@ def test_check_names_each_file_to_mend_and_exits_with_1(tiny_set, tmp_path, run_
         "000000000001_01.jpg": "is damaged or cut short",
         "000000000001_02.jpg": "is empty",
         "000000000001_03.jpg": "must be a JPEG, PNG, WebP, BMP or TIFF photo",
-        "000000000001_04.jpg": "has no partner",
+        "000000000001_04.jpg": "1 photo without a mask",
         "000000000002_01_mask.gif": "must have the size of its photo, 96x64, got 20x20",
-        "000000000002_02_mask.gif": "got all background",
-        "000000000002_03_mask.gif": "must have two levels",
+        "000000000002_02_mask.gif": "1 photo shows no car, which is fine",
+        "000000000002_03_mask.gif": "must hold two values",
     }.items():
         assert any(file in line and words in line for line in result.stdout.splitlines()), (file, result.stdout)
     assert "to mend:  7" in result.stdout
@@ -366,7 +372,7 @@ def test_a_missing_folder_is_one_sentence_and_no_traceback(tmp_path, run_script)
 @pytest.fixture
 def kaggle(monkeypatch, tmp_path):
     """A stand-in for kagglehub that serves two small archives, as Kaggle lays them out."""
-    monkeypatch.setattr(data, "N_COMPETITION_PAIRS", 3)
+    monkeypatch.setattr(download, "N_COMPETITION_PAIRS", 3)
     module = types.ModuleType("kagglehub")
     module.asked = []
 
@@ -386,10 +392,10 @@ def kaggle(monkeypatch, tmp_path):
 
 
 def test_download_brings_the_two_archives_and_counts_the_files(kaggle, tmp_path, capsys):
-    assert data.download(tmp_path / "data") == 0
-    assert kaggle.asked == [(data.COMPETITION, "train.zip"), (data.COMPETITION, "train_masks.zip")]
+    assert download.download(tmp_path / "data") == 0
+    assert kaggle.asked == [(download.COMPETITION, "train.zip"), (download.COMPETITION, "train_masks.zip")]
     assert len(list((tmp_path / "data/train").iterdir())) == len(list((tmp_path / "data/train_masks").iterdir())) == 3
-    data.download(tmp_path / "data")
+    download.download(tmp_path / "data")
     assert len(kaggle.asked) == 2, "what is there is not fetched again"
 
 
@@ -404,18 +410,33 @@ def test_download_says_what_to_click_when_kaggle_says_403_or_401(kaggle, tmp_pat
 
         kaggle.competition_download = refuse
         with pytest.raises(RuntimeError, match=words):
-            data.download(tmp_path / "data")
+            download.download(tmp_path / "data")
 
 
 def test_too_few_files_after_a_download_are_an_error(kaggle, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "N_COMPETITION_PAIRS", 4)
+    monkeypatch.setattr(download, "N_COMPETITION_PAIRS", 4)
     with pytest.raises(RuntimeError, match="train must hold 4 files, got 3"):
-        data.download(tmp_path / "data")
+        download.download(tmp_path / "data")
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         archive.writestr("../outside.jpg", b"content")
-    with pytest.raises(RuntimeError, match="path outside its folder"):
-        data.extract(tmp_path / "bad.zip", tmp_path / "data")
-    assert not (tmp_path / "outside.jpg").exists()
+        archive.writestr("train/inside.jpg", b"content")
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/mine.jpg").touch()
+    download.extract(tmp_path / "train.zip", tmp_path / "data")
+    assert {path.name for path in (tmp_path / "data").rglob("*.jpg")} == {"inside.jpg", "mine.jpg"}
+    assert not list(tmp_path.glob("outside.jpg"))
+
+
+def test_an_archive_that_is_cut_short_leaves_what_was_there(tmp_path):
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / "data/train/old.jpg").touch()
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("train/new.jpg", bytes(99))
+    content = (tmp_path / "train.zip").read_bytes()
+    (tmp_path / "train.zip").write_bytes(content[:-30])
+    with pytest.raises(RuntimeError, match="train.zip is damaged .* Delete it and try again"):
+        download.extract(tmp_path / "train.zip", tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").rglob("*.*")] == ["old.jpg"]

@@ -243,7 +243,7 @@ def first_losses(folder, count: int = 50, **changes) -> list[float]:
     losses: list[float] = []
     while len(losses) < count:
         batches.start(len(losses) // len(batches))
-        for images, coverage, _ in data.make_loader(dataset, batches, workers=0):
+        for images, coverage, _, _ in data.make_loader(dataset, batches, workers=0):
             loss = train.segmentation_loss(network(images.permute(0, 3, 1, 2)), coverage.unsqueeze(1).float() / 255)
             optimizer.zero_grad()
             loss.backward()

@@ -38,8 +38,8 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
                 ) from error
             if status == 401 or "401" in str(error) or "credential" in str(error).lower():
                 raise RuntimeError(
-                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the environment variable "
-                    "KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
+                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the environment "
+                    "variable KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
                 ) from error
             raise RuntimeError(
                 f"{archive} could not be downloaded ({error}). Try again: it goes on where it stopped."
@@ -56,7 +56,7 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
 
 
 def extract(archive_path: Path, output: Path) -> None:
-    """Unpack an archive aside, then move its folders into `output`; nothing of it lands elsewhere.
+    """Unpack an archive aside, then move its files, whole, into a folder of its name in `output`.
 
     Raises:
         RuntimeError: If the archive is damaged.
@@ -69,11 +69,11 @@ def extract(archive_path: Path, output: Path) -> None:
         else:
             with zipfile.ZipFile(archive_path) as archive:
                 archive.extractall(aside)
-        for folder in (aside / archive_path.stem, aside):  # some archives hold the folder, some only its files
-            if folder.is_dir():
-                shutil.rmtree(output / archive_path.stem, ignore_errors=True)
-                folder.rename(output / archive_path.stem)
-                break
+        folder = aside / archive_path.stem
+        target = output / archive_path.stem
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (folder if folder.is_dir() else aside).iterdir():  # some archives hold only the files
+            path.replace(target / path.name)
     except zipfile.BadZipFile as error:
         raise RuntimeError(f"{archive_path} is damaged ({error}). Delete it and try again.") from error
     finally:

@@ -68,7 +68,7 @@ def read_labels(path: Path | str) -> Labels:
             return Labels(index, {level: str(level) for level in used_levels(Image.fromarray(index), index)})
         colours = Image.fromarray(pixels).getcolors(256)
         if colours is None:
-            raise ValueError(f"{path} must have two values, background and car, got the colours of a photo.")
+            raise ValueError(f"{path} must hold two values, background and car, got the colours of a photo.")
         index = np.zeros(pixels.shape[:2], np.uint8)
         for number, (_, colour) in enumerate(colours):
             index[(pixels == colour).all(axis=-1)] = number
@@ -87,7 +87,7 @@ def number_levels(path: Path | str, pixels: np.ndarray) -> Labels:
     """Label a picture of 16 or 32 bits a pixel, (H, W)."""
     levels, index = np.unique(pixels, return_inverse=True)
     if len(levels) > 256:
-        raise ValueError(f"{path} must have two values, background and car, got {len(levels)} levels. {GREY_ADVICE}")
+        raise ValueError(f"{path} must hold two values, background and car, got {len(levels)} levels. {GREY_ADVICE}")
     if (levels != np.rint(levels)).any() or levels.min() < 0 or levels.max() > 65535:
         raise ValueError(f"{path} must hold whole numbers from 0 to 65535, got {levels[:5].tolist()}. {GREY_ADVICE}")
     levels = levels.astype(int)
@@ -172,7 +172,7 @@ def require_classes(path: Path, labels: Labels) -> None:
     """Raise a ValueError if a file holds more values than anybody has classes."""
     if len(labels.values) > MAX_CLASSES:
         raise ValueError(
-            f"{path} must have two values, background and car, got {len(labels.values)} grey levels. {GREY_ADVICE}"
+            f"{path} must hold two values, background and car, got {len(labels.values)} grey levels. {GREY_ADVICE}"
         )
 
 
@@ -203,6 +203,7 @@ def decide_rule(
         raise ValueError(
             f"car_value must be a value of the masks, got {', '.join(sorted(car))}. They hold {count_values(files)}."
         )
+    what = f"{next(iter(masks))} must hold" if len(masks) == 1 else "masks must hold, all the same,"
     values = sorted(files.keys() - unknown, key=brightness)
     mixed = len(values) == 3 and set(values) == {"0", "1", "255"} and not set(files["1"]) & set(files["255"])
     if not car and len(values) > 2 and not mixed:
@@ -216,12 +217,13 @@ def decide_rule(
         elif "255" in values:
             advice += " A border that belongs to no class: --unknown-value 255."
         raise ValueError(
-            f"masks must hold the same two values in all files, background and car, got {len(values)}: "
+            f"{what} two values, background and car, got {len(values)}: "
             f"{count_values({value: files[value] for value in values})}. {advice}"
         )
     if not car and len(values) == 2 and abs(brightness(values[0]) - brightness(values[1])) < 0.5:
         raise ValueError(
-            f'masks hold two values of equal brightness, {" and ".join(values)}. Say --car-value "{values[0]}", or the other.'
+            f'{what} two values of different brightness, got {" and ".join(values)}. Say --car-value "{values[0]}", or the '
+            "other."
         )
     return MaskRule(frozenset(car or [value for value in values if value != "0"][-1 - mixed :]), frozenset(unknown))
 
@@ -343,16 +345,18 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         )
     elif inverted:
         warnings.append(
-            f"{count(len(inverted), 'mask')} have car in all four corners of the photo and may be inverted, unlike the "
+            f"{count(len(inverted), 'mask has', 'masks have')} car in all four corners of the photo and may be inverted, unlike the "
             f"others: {name(inverted)}. Invert them, or leave close-ups as they are."
         )
     full = [fact for fact in facts if fact.share == 1]
     if full:
-        warnings.append(f"{count(len(full), 'mask')} are all car, no background: {name(full)}. Draw them anew.")
+        warnings.append(
+            f"{count(len(full), 'mask is', 'masks are')} all car, no background: {name(full)}. Draw them anew."
+        )
     rotated = [fact for fact in facts if fact.fit_rotated > FITS_BETTER * fact.fit]
     if rotated:
         warnings.append(
-            f"{count(len(rotated), 'mask')} fit the photo as it was before its EXIF rotation: {name(rotated)}. Rotate the "
+            f"{count(len(rotated), 'mask fits', 'masks fit')} the photo as it was before its EXIF rotation: {name(rotated)}. Rotate the "
             "mask as the photo is shown, or save the photo without the rotation."
         )
     flipped = [fact for fact in facts if fact.fit_upside_down > FITS_BETTER * fact.fit and fact not in rotated]
@@ -367,7 +371,9 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         )
     empty = [fact for fact in facts if fact.share == 0]
     if empty:
-        notes.append(f"{count(len(empty), 'photo')} show no car, which is fine if it is meant: {name(empty)}")
+        notes.append(
+            f"{count(len(empty), 'photo shows', 'photos show')} no car, which is fine if it is meant: {name(empty)}"
+        )
     if any(fact.labels.from_alpha for fact in facts):
         notes.append("the masks' shape is in their alpha channel: what is opaque is car")
     if not values <= {"0", "1", "255"} and rule.car:
@@ -380,9 +386,9 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
     return warnings, notes
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, one: str, several: str | None = None) -> str:
     """Return `1 mask` or `3 masks`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def name_some(names: Iterable[str]) -> str:
