@@ -111,11 +111,6 @@ def test_without_the_car_the_photo_is_the_same_where_neither_car_nor_shadow_is(o
         assert np.array_equal(shot.mask, shot.coverage >= 0.5)
 
 
-def test_a_photo_larger_than_one_batch_of_rays_is_whole():
-    (shot,) = shoot_car(0, 0, 959, 640, 0.3, [3])
-    assert shot.photo.shape == (640, 959, 3) and shot.mask.shape == (640, 959) and 0.1 < shot.mask.mean() < 0.41
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
