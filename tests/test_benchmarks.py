@@ -1,4 +1,5 @@
-"""Each benchmark of speed or memory runs on tiny data and prints its line. What it measures is nobody's to assert: machines differ."""
+"""Each benchmark of speed or memory runs on tiny data and prints its line. What it measures is nobody's to assert:
+machines differ."""
 
 import os
 import subprocess

@@ -54,7 +54,8 @@ def test_openvino_computes_the_logits_of_any_network(settings):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_runtimes_agree_on_ten_sizes(tmp_path, monkeypatch, precision):
-    """Probability within 1e-4 in float32 at most; in bfloat16, whose every layer rounds to 8 bits, within 1e-2 on average."""
+    """Probability within 1e-4 in float32 at most; in bfloat16, whose every layer rounds to 8 bits, within 1e-2 on
+    average."""
     weights = save_random_weights(tmp_path / "random.safetensors")
     ours, exact = Segmenter(weights, "cpu", precision=precision), torch_segmenter(weights, monkeypatch)
     assert ours.runtime.name.startswith("OpenVINO") and exact.runtime.name.startswith("PyTorch")

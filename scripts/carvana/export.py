@@ -64,9 +64,9 @@ class PhotoToProbability(nn.Module):
 
 
 def resizing_matrix(n_from, n_to, n_padded) -> Tensor:
-    """Write a resize of one axis as a matrix (n_padded, n_from), float32: `pictures.area_average`, then repeated border pixels.
+    """Write a resize of one axis as a matrix (n_padded, n_from), float32.
 
-    Each new pixel is the mean of the area that it covers; where there are more new pixels than old ones, they are
+    It does what `pictures.area_average` does, then repeats the border's pixels. Each new pixel is the mean of the area that it covers; where there are more new pixels than old ones, they are
     interpolated.
     """
     # In float64: at pixel 1918 a float32 knows its place only to 1/8192 of a pixel.

@@ -1,7 +1,7 @@
-"""What computes the network: OpenVINO on a CPU if it is installed, else PyTorch. Photo in, logits out, the same for both.
+"""What computes the network, from photo to logits: OpenVINO on a CPU if it is installed, else PyTorch.
 
-On a CPU OpenVINO needs half of PyTorch's time or less, in float32 as in bf16: it chooses a kernel for each layer when it compiles the
-graph, and joins convolution, ReLU and concatenation, where PyTorch goes from layer to layer.
+On a CPU OpenVINO needs half of PyTorch's time or less, in float32 as in bf16: it chooses a kernel for each layer when
+it compiles the graph, and joins convolution, ReLU and concatenation, where PyTorch goes from layer to layer.
 """
 
 import sys
@@ -81,7 +81,7 @@ def name_precision(precision: torch.dtype) -> str:
 
 
 def import_openvino():
-    """Import OpenVINO without openvino_telemetry, which at each import reports to Google Analytics unless it is told not to."""
+    """Import OpenVINO without its telemetry, which would report each import to Google Analytics unasked."""
     sys.modules.setdefault("openvino_telemetry", None)
     import openvino
 
@@ -117,8 +117,9 @@ def fold_batch_norm(network: UNet) -> UNet:
 
 
 def to_openvino(network: UNet):
-    """Write `UNet.forward` as an OpenVINO graph: normalised photo (1, height, width, 3) to logits (1, 1, height, width), float32.
+    """Write `UNet.forward` as an OpenVINO graph.
 
+    It takes a normalised photo (1, height, width, 3) and returns logits (1, 1, height, width), float32 both.
     `openvino.convert_model` gives the same graph, but traces the network for it: 2 to 3 seconds at each start.
     """
     openvino = import_openvino()

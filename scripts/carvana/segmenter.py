@@ -26,7 +26,7 @@ class Segmenter:
         weights: A .safetensors file, or a network, of which a copy is used: a training may go on with it.
         device: cuda, mps, cpu, or auto for the first of these that is there.
         tta: Average with the mirrored view: twice the time, slightly more exact.
-        fast: Find the car at a third of the size first, then look at its surroundings alone, see `coarse_to_fine`.
+        fast: Coarse-to-fine: find the car at a third of the size first, then segment its surroundings alone.
         precision: bf16, fp16, float32, or auto for the fastest that the device really has.
         description: Of a network; a file has its own.
         n_parallel: Threads that will call at the same time. On a CPU they share the cores.
@@ -85,11 +85,12 @@ class Segmenter:
         return to_probability(upsample(self.logits(image), *image.shape[:2]))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
-        """Choose the (height, width) at which the network sees a photo: its own shape, with the training photos' sum of sides.
+        """Choose the (height, width) at which the network sees a photo: its own shape, the training size's perimeter.
 
-        So a portrait gets as many pixels as a landscape, and a square no fewer than either. A small photo is upsampled by 1.5 at most:
-        blurred further, it looks like no photo of the training. On 24 Carvana photos of 360x240, weights of 672x448 had mean Dice 0.989
-        upsampled to their size, 0.992 upsampled by 1.5, 0.967 as they were.
+        So a portrait gets as many pixels as a landscape, and a square no fewer than either. A small photo is
+        upsampled by 1.5 at most: blurred further, it looks like no photo of the training. On 24 Carvana photos of
+        360x240, weights of 672x448 had mean Dice 0.989 upsampled to their size, 0.992 upsampled by 1.5, 0.967 as they
+        were.
 
         Whole numbers, which may be symbols of a graph that is being exported.
         """
@@ -143,12 +144,11 @@ class Segmenter:
         return np.ascontiguousarray(logits[:height, :width])
 
     def coarse_to_fine(self, small: np.ndarray) -> np.ndarray:
-        """Find the car at a third of the size, then run the network on its box alone. Outside the box all is background: the coarse
-        pass is too coarse for its uncertainty to mean anything.
+        """Find the car at a third of the size, then run the network on its box alone.
 
-        Specks of which the coarse pass is nowhere sure do not count. If the fine pass finds car at the box's edge, where more may lie
-        outside, it runs again on a larger box; if either finds no car, on the whole photo. A second car, too small for the coarse pass to
-        be sure of it, is missed.
+        Outside the box all is background: the coarse pass is too coarse for its uncertainty to mean anything. Specks of which the coarse pass is nowhere sure do not count. If the fine pass finds car at the box's edge,
+        where more may lie outside, it runs again on a larger box; if either finds no car, on the whole photo. A
+        second car, too small for the coarse pass to be sure of it, is missed.
 
         Args:
             small: RGB (h, w, 3), float32 in [0, 1].
@@ -186,7 +186,7 @@ class Segmenter:
 
 
 def widen(start: int, stop: int, size: int) -> tuple[int, int]:
-    """Widen a range of pixels by 24, since the network must see what is round a car, and on to multiples of 16, within 0 to size."""
+    """Widen a range of pixels by 24, to show the network what is round a car, and on to multiples of 16, within size."""
     return max(0, (start - 24) // 16 * 16), min(size, -(-(stop + 24) // 16) * 16)
 
 
@@ -200,13 +200,14 @@ def to_logit(probability: float) -> float:
 
 
 def measure_uncertainty(logits: np.ndarray) -> float:
-    """Measure the network's uncertainty: sum of 4 p (1 - p) over the square root of the sum of p, p a photo's probabilities.
+    """Measure the network's uncertainty: sum of 4 p (1 - p) over the square root of the sum of p, p the probabilities.
 
-    A pixel at one half counts 1, a sure one 0; on a photo like those of the training only the car's edge is undecided, and
-    the square root makes a small car count like a large one. It cannot tell a wrong answer of which the network is sure.
+    A pixel at one half counts 1, a sure one 0; on a photo like those of the training only the car's edge is
+    undecided, and the square root makes a small car count like a large one. It cannot tell a wrong answer of which
+    the network is sure.
 
-    With the shipped weights it is 6.4 to 14.6 on 208 photos of 26 cars, 23 to 97 on 52 of them turned upside down or sideways, 22.5 on
-    white noise, 5 to 48 on plain colours, in which no car is found.
+    With the shipped weights it is 6.4 to 14.6 on 208 photos of 26 cars, 23 to 97 on 52 of them turned upside down or
+    sideways, 22.5 on white noise, 5 to 48 on plain colours, in which no car is found.
 
     Args:
         logits: (h, w), float32, as `Segmenter.logits` gives them.
