@@ -56,7 +56,6 @@ class Settings:
     weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
     tta: bool = False  # average with the mirrored view: twice the time, slightly more exact
-    fast: bool = False  # find the car in a small copy, then look at its surroundings alone, on a CPU in 8-bit integers: nearly the same mask
     overwrite: bool = False  # make anew what is already there
     device: str = "auto"  # cuda, mps, cpu, or auto for the first of these that is there
     submission: Path | None = None  # write only this file of run-length rows for Kaggle
@@ -199,17 +198,13 @@ def predict(settings: Settings) -> int:
     n_threads = max(1, n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if choose_device(settings.device).type == "cpu":
         keep_memory()
-    segmenter = Segmenter(settings.weights, settings.device, settings.tta, settings.fast, n_parallel=n_threads)
+    segmenter = Segmenter(settings.weights, settings.device, settings.tta, n_parallel=n_threads)
     # One photo a thread, from file to files, keeps all cores busy better than all cores on one photo.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threshold = settings.threshold or segmenter.threshold
     made_with = dict(
-        weights=digest_file(settings.weights),
-        threshold=threshold,
-        tta=settings.tta,
-        fast=settings.fast,
-        background=settings.background,
+        weights=digest_file(settings.weights), threshold=threshold, tta=settings.tta, background=settings.background
     )
     photos = find_photos(settings.photos, None if settings.submission else settings.output)[rank::world_size]
 

@@ -178,13 +178,6 @@ def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
     assert (tmp_path / "out/one_background.jpg").exists()
 
 
-def test_results_of_one_look_and_of_two_are_not_mixed(run_predict, photos, tmp_path):
-    assert run_predict(photos, "--outputs", "mask", "--fast").returncode == 0
-    assert (load(tmp_path / "out/one_mask.png") > 0)[60, 90] and not load(tmp_path / "out/one_mask.png")[0, 0]
-    result = run_predict(photos, "--outputs", "mask")
-    assert result.returncode == 1 and result.stderr.startswith("error: fast must be True, as for the results in ")
-
-
 def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weights, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()

@@ -120,11 +120,12 @@ class Segmenter:
         ):
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise ValueError(
-                f"image must be an RGB array (height, width, 3) of uint8, got {got}. carvana.pictures.load_image reads such."
+                f"image must be an RGB array (height, width, 3) of uint8, got {got}. "
+                "carvana.pictures.load_image reads such."
             )
         height, width = self.fit(*(native_size or image.shape[:2]))
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
-        small = area_average(image.astype(np.float32), width, height) / 255
+        small = area_average(np.multiply(image, 1 / 255, dtype=np.float32), width, height)
         return self.coarse_to_fine(small) if self.fast else self.run_network(small)
 
     def run_network(self, small: np.ndarray) -> np.ndarray:
@@ -146,7 +147,8 @@ class Segmenter:
     def coarse_to_fine(self, small: np.ndarray) -> np.ndarray:
         """Find the car at a third of the size, then run the network on its box alone.
 
-        Outside the box all is background: the coarse pass is too coarse for its uncertainty to mean anything. Specks of which the coarse pass is nowhere sure do not count. If the fine pass finds car at the box's edge,
+        Outside the box all is background: the coarse pass is too coarse for its uncertainty to mean anything.
+        Specks of which the coarse pass is nowhere sure do not count. If the fine pass finds car at the box's edge,
         where more may lie outside, it runs again on a larger box; if either finds no car, on the whole photo. A
         second car, too small for the coarse pass to be sure of it, is missed.
 
@@ -186,7 +188,7 @@ class Segmenter:
 
 
 def widen(start: int, stop: int, size: int) -> tuple[int, int]:
-    """Widen a range of pixels by 24, to show the network what is round a car, and on to multiples of 16, within size."""
+    """Widen a range of pixels by 24, to show the network what is round a car, and on to multiples of 16."""
     return max(0, (start - 24) // 16 * 16), min(size, -(-(stop + 24) // 16) * 16)
 
 
