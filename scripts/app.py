@@ -1,4 +1,4 @@
-"""A web page that cuts cars out of photos, on this machine alone.
+"""A web page that cuts cars out of photos.
 
     python scripts/app.py                     then open the address that it prints
     python scripts/app.py --share             also a public address, for 72 hours, through Gradio's servers
@@ -8,48 +8,60 @@ In a notebook:
     from app import Segmenter, make_app
     make_app(Segmenter()).launch()
 
-The page loads nothing from the internet and reports to nobody. What a visitor uploads is deleted when the page is closed;
-an upload that was still on its way then, when nobody has the page open any more.
+The page loads nothing from the internet. A visitor's photos are deleted when the page is closed; an upload that was
+still on its way then, a few minutes later.
 """
 
 import atexit
+import base64
 import functools
+import html
+import io
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 import threading
 import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import tyro
-from carvana.cutout import cover, encode_picture, warn
-from carvana.pictures import IMAGE_SUFFIXES, load_image
-from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty
-from carvana.visitors import Visitors, choose_background, draw_view, segment_upload, write_files
-from extra import run_command
+from carvana.cutout import ENDINGS, cover, encode_picture, keep_main_car, make_pictures, read_background, warn
+from carvana.files import PROJECT_DIR, run_command
+from carvana.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, load_image, open_picture, upsample
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
 from PIL import Image
 
-from data import PROJECT_DIR
-
-WELCOME = "Drop one or several photos on the left; then drag the line between photo and result."
+STREET_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet-street.safetensors"
+SAMPLE = PROJECT_DIR / "assets/sample-car.jpg"  # a synthetic car
 MAX_FILE_MB = 40
-MAX_PHOTOS = 50  # of a visitor
-BACKGROUNDS = ["transparent", "white", "grey", "colour", "photo"]
-CSS = """
-.gradio-container, .gradio-container .main {width: 100% !important; max-width: 1240px !important; margin: 0 auto !important}
-#title h1 {font-size: 1.7rem; margin: 0.4rem 0 0} #title p {opacity: 0.75; margin: 0.2rem 0 0.4rem}
-#facts {min-height: 2.6rem; padding: 0 0.2rem} #facts p {margin: 0.1rem 0}
-#view label, #background label {padding: 0.35rem 0.5rem}
-#photos, #photos .grid-wrap {height: auto !important; min-height: 0 !important}
-#photos .grid-container {grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important}
-#photos .thumbnail-lg {aspect-ratio: 3 / 2; min-width: 0; width: 100%}
+MAX_MEGAPIXELS = 50
+MAX_PHOTOS = 30  # of a visitor
+DISPLAY_SIDE = 1280  # pixels of the longer side of what the page shows; downloads have the photo's own size
+SECONDS_ON_DISK = 180  # for which Gradio keeps its copy of an upload or a download
+
+INTRODUCTION = """# Cut cars out of photos
+Get the car without its background. Photos stay on the computer that runs this page,
+and are deleted when you close it."""
+INVITATION = {"upload_text.drop_file": "Drop car photos", "upload_text.click_to_upload": "or choose them"}
+# Gradio would translate its own words, and only these, into the visitor's language.
+LANGUAGES = (
+    "ar ca ckb de en es et eu fa fi fr he hi ja ko lt nb nl pl pt-BR pt ro ru sv ta th tr uk ur uz zh-CN zh-TW"
+).split()
+BACKGROUNDS = {"Transparent": None, "White": "white", "Grey": "#d9d9d9", "Colour": None, "Picture": None}
+VIEWS = {"Cut-out": "cutout", "Outline": "overlay", "Mask": "mask"}
+SCRIPT = """
+element.addEventListener('input', event => element.style.setProperty('--at', event.target.value + '%'));
+element.addEventListener('click', event => {
+  const button = event.target.closest('button[data-number]');
+  if (button) trigger('select', {index: Number(button.dataset.number)});
+});
 """
-# Should anything in the page ask for an address elsewhere, the browser refuses.
-POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,159 @@ class Settings:
     port: int | None = None  # of the page's address; None for the first free one from 7860
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines of the network open the page
     share: bool = False  # ask Gradio's servers for a public address
-    weights: Path = DEFAULT_WEIGHTS  # .safetensors
+    weights: Path = STREET_WEIGHTS if STREET_WEIGHTS.exists() else DEFAULT_WEIGHTS  # a .safetensors file
     device: str = "auto"  # cuda, mps, cpu, or auto for the first of these that is there
+
+
+@dataclass
+class Photo:
+    """A visitor's photo, and what the network found in it."""
+
+    path: Path  # the visit's own copy; its stem is the name of the results
+    preview: np.ndarray  # RGB (h, w, 3), uint8, at most DISPLAY_SIDE pixels wide and high
+    size: tuple[int, int]  # (height, width) of the photo itself
+    logits: np.ndarray  # float32, of any size: a change of the look does not run the network
+    seconds: float  # that the network took
+
+    def measure(self, threshold: float) -> tuple[float, float]:
+        """Return the fraction of the photo that is car, and the network's uncertainty."""
+        return float((self.logits > to_logit(threshold)).mean()), measure_uncertainty(self.logits)
+
+
+@dataclass
+class Visit:
+    """What the page keeps of one visitor, from the first photo until the page is closed."""
+
+    folder: Path
+    waiting: list[Path] = field(default_factory=list)  # photos that the network has yet to see
+    photos: list[Photo] = field(default_factory=list)
+    current: int = 0  # number of the photo that is shown
+    background: np.ndarray | None = None  # RGB (h, w, 3), uint8, the visitor's own
+    uploads: list[Path] = field(default_factory=list)  # Gradio's copies
+    closed: bool = False
+
+    def receive(self, upload: str | Path) -> Path:
+        """Copy an upload, which another visitor may share, under a name that no other photo of the visit has."""
+        upload = Path(upload)
+        self.uploads.append(upload)
+        names = {path.stem.casefold() for path in [*self.waiting, *(photo.path for photo in self.photos)]}
+        stems = (upload.stem if number == 1 else f"{upload.stem} ({number})" for number in itertools.count(1))
+        stem = next(stem for stem in stems if stem.casefold() not in names)
+        return Path(shutil.copyfile(upload, self.new_folder() / (stem + upload.suffix)))
+
+    def count(self) -> int:
+        return len(self.waiting) + len(self.photos)
+
+    def new_folder(self) -> Path:
+        folder = self.folder / secrets.token_hex(4)
+        folder.mkdir(parents=True)
+        return folder
+
+    def close(self) -> None:
+        """Delete all photos."""
+        self.closed = True
+        self.waiting.clear(), self.photos.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.uploads:
+            if path != SAMPLE:
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a visitor chose for the results, in the order of the page's controls."""
+
+    view: str
+    background: str
+    colour: str
+    main_car: bool
+    threshold: float
+
+    def draw(self, photo: Photo, image: np.ndarray, own_background: np.ndarray | None) -> tuple[str, Image.Image]:
+        """Make the result.
+
+        Args:
+            photo: Whose logits decide.
+            image: RGB (H, W, 3), uint8, the photo at the result's size.
+            own_background: RGB (h, w, 3), uint8, of any size.
+
+        Returns:
+            Its kind, a key of `ENDINGS`, and the picture.
+        """
+        logits = keep_main_car(photo.logits, self.threshold) if self.main_car else photo.logits
+        background = own_background if self.background == "Picture" else None
+        if colour := to_hex(self.colour) if self.background == "Colour" else BACKGROUNDS[self.background]:
+            background = read_background(colour)
+        kind = VIEWS[self.view]
+        if kind == "cutout" and background is not None:
+            kind = "background"
+        return next(make_pictures(image, upsample(logits, *image.shape[:2]), self.threshold, [kind], background))
+
+
+def segment(path: Path, segmenter: Segmenter) -> Photo:
+    """Read a photo and find the car.
+
+    Raises:
+        OSError, ValueError: If it is no photo or too large; the message holds no path of this machine.
+    """
+    image = read_upload(path)
+    started = time.perf_counter()
+    logits = segmenter.logits(image)
+    seconds = time.perf_counter() - started
+    scale = min(1, DISPLAY_SIDE / max(image.shape))
+    preview = cover(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+    return Photo(path, preview, image.shape[:2], logits, seconds)
+
+
+def read_upload(path: Path) -> np.ndarray:
+    """Read an uploaded photo, RGB (h, w, 3), uint8; errors as in `segment`."""
+    try:
+        with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as picture:
+            megapixels = picture.width * picture.height / 1e6
+        if megapixels > MAX_MEGAPIXELS:
+            limit = f"at most {MAX_MEGAPIXELS} million pixels"
+            raise ValueError(f"{path} must have {limit}, got {megapixels:.0f} million. Save it smaller.")
+        return load_image(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from None
+
+
+def to_hex(colour: str) -> str:
+    """Turn what Gradio's colour picker returns, #rrggbb or rgba(r, g, b, a), into #rrggbb."""
+    if colour.startswith("#"):
+        return colour[:7]
+    levels = colour[colour.index("(") + 1 :].rstrip(")").split(",")[:3]
+    return "#" + "".join(f"{min(255, max(0, round(float(level)))):02x}" for level in levels)
+
+
+def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
+    """Show the visitor's current photo beside its result, and small copies of all, as HTML."""
+    if not visit.photos:
+        return f'<p class="caption" role="status">{note}</p>'
+    photo = visit.photos[visit.current]
+    name, warning = html.escape(photo.path.stem), html.escape(warn(*photo.measure(look.threshold)))
+    _, result = look.draw(photo, photo.preview, visit.background)
+    strip = "".join(
+        f'<button data-number="{number}"{" aria-current=true" * (number == visit.current)}>'
+        f'<img src="{to_url(cover(other.preview, 128, 192))}" alt="Show {html.escape(other.path.stem)}"></button>'
+        for number, other in enumerate(visit.photos)
+    )
+    return f"""
+    <div class="compare" style="--ratio: {photo.size[1] / photo.size[0]:.4f}">
+      <img src="{to_url(photo.preview)}" alt="{name}, the photo">
+      <img class="after" src="{to_url(np.asarray(result))}" alt="{name}, {look.view.lower()}">
+      <input type="range" value="50" aria-label="Line between photo and result">
+      <div class="line"></div>
+    </div>
+    <p class="caption" role="status">{name} <strong>{f"⚠️ {warning}" if warning else ""}</strong> {note}</p>
+    <div class="strip">{strip if len(visit.photos) > 1 else ""}</div>"""
+
+
+def to_url(image: np.ndarray) -> str:
+    """Encode a picture as a data URL: what the page shows is in no file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", quality=85, method=0)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def make_app(segmenter: Segmenter):
@@ -75,213 +238,157 @@ def make_app(segmenter: Segmenter):
     Raises:
         RuntimeError: If Gradio is not installed.
     """
-    root = Path(tempfile.mkdtemp(prefix="carvana-unet-"))
+    root = Path(tempfile.mkdtemp(prefix="carvana-unet-")).resolve()
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     # Before the import, which makes folders already.
     os.environ.update(GRADIO_TEMP_DIR=str(root), GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     try:
         import gradio as gr
-        from starlette.middleware import Middleware
     except ModuleNotFoundError as error:
         raise RuntimeError(
             f"{error.name} must be installed for the web page. Run `pip install -r requirements-app.txt`."
         ) from None
 
-    visitors = Visitors(root)
+    def receive(visit, uploads):
+        """Take over uploads at once, before the queue."""
+        room = MAX_PHOTOS - visit.count()
+        if len(uploads) > room:
+            gr.Warning(f"At most {MAX_PHOTOS} photos fit here. For folders there is scripts/predict.py.")
+        for upload in uploads[:room]:
+            visit.waiting.append(visit.receive(upload))
+        return visit, None, "", *show_desk(visit)
 
-    def for_visitor(handler):
-        """Delete what comes of a handler's work when the visitor left meanwhile: it cannot be stopped half-way."""
+    def show_desk(visit):
+        """Show results and controls once there is a photo."""
+        photos = visit.count()
+        return gr.update(visible=photos > 0), gr.update(visible=photos > 0), gr.update(visible=photos > 1)
 
-        @functools.wraps(handler)
-        def handle(*args):
-            [visitor] = (arg.session_hash for arg in args if isinstance(arg, gr.Request))
+    def work(visit, *choices):
+        """Run the network on what waits, showing each result as it comes."""
+        look, first = Look(*choices), len(visit.photos)
+        while visit.waiting:
+            yield draw_viewer(visit, look, f"Looking for the car … photos to go: {len(visit.waiting)}")
             try:
-                return handler(*args)
-            finally:
-                if visitor in visitors.gone:
-                    visitors.leave(visitor)
-                    raise gr.Error("The page was closed.", print_exception=False)
+                visit.photos.append(segment(visit.waiting.pop(0), segmenter))
+            except (OSError, ValueError) as error:
+                gr.Warning(html.escape(str(error)), title="This photo cannot be used", duration=20)
+            visit.current = min(first, len(visit.photos) - 1)
 
-        return handle
+    def render(visit, *choices):
+        """Show the current photo; the network does not run."""
+        look = Look(*choices)
+        if not visit.photos:
+            return draw_viewer(visit, look), "", *show_desk(visit)
+        photo = visit.photos[visit.current]
+        facts = (
+            f"{photo.size[1]} × {photo.size[0]} pixels, {photo.measure(look.threshold)[0]:.1%} of them car, found in "
+        )
+        facts += (
+            f"{photo.seconds:.2f} s by a U-Net trained at {size} ({segmenter.device.type}, {segmenter.runtime.name})"
+        )
+        return draw_viewer(visit, look), facts, *show_desk(visit)
 
-    size = f"{segmenter.description.image_width}x{segmenter.description.image_height}"
-    machine = f"{segmenter.device.type}, {segmenter.runtime.name}"
+    def select(visit, event: gr.EventData):
+        visit.current = min(int(event.index), len(visit.photos) - 1)
 
-    @for_visitor
-    def render(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        """Show a photo anew: the network does not run."""
-        if not photos:
-            return None, WELCOME
-        started = time.perf_counter()
-        shown = photos[min(index, len(photos) - 1)]
-        before, after, size, share = draw_view(shown, view, read_choice(choice, colour, own), threshold)
-        folder = visitors.folder(request.session_hash, passing=True)
-        paths = folder / "before.jpg", folder / "after.jpg"
-        for path, picture in zip(paths, (before, after)):
-            path.write_bytes(encode_picture(picture.convert("RGB"), ".jpg"))
-        drawn = time.perf_counter() - started
-        facts = f"**{escape(shown.name)}**: car **{share:.1%}** of the photo, {size[1]} × {size[0]} pixels; "
-        facts += f"network {shown.seconds:.2f} s, pictures {drawn:.2f} s ({machine})"
-        warning = warn(share, measure_uncertainty(shown.logits))
-        return tuple(map(str, paths)), facts + (f"\n\n⚠️ {warning}" if warning else "")
-
-    def read_choice(choice, colour, own):
+    def choose_background(visit, upload):
         try:
-            return choose_background(choice, colour, own)
-        except ValueError as error:
-            raise gr.Error(escape(str(error)), title="This background cannot be used", print_exception=False) from None
+            visit.background = read_upload(visit.receive(upload))
+        except (OSError, ValueError) as error:
+            gr.Warning(html.escape(str(error)), title="This picture cannot be used", duration=20)
 
-    @for_visitor
-    def claim(files, request: gr.Request):
-        """Note whose the photos are, without waiting in the queue, which forgets a visitor who leaves."""
-        visitors.claim(request.session_hash, [files] if isinstance(files, str) else files or [])
-
-    @for_visitor
-    def receive(files, photos, request: gr.Request, progress=gr.Progress()):
-        """Run the network on newly uploaded photos."""
-        photos, files = list(photos), files or []
-        for path in progress.tqdm([Path(file) for file in files], desc="finding cars"):
-            if request.session_hash in visitors.gone:
-                break
-            if len(photos) == MAX_PHOTOS:
-                gr.Warning(
-                    f"Only the first {MAX_PHOTOS} photos were taken. Clear them, or use scripts/predict.py for a folder."
-                )
-                break
-            try:
-                photos.append(segment_upload(path, segmenter))
-            except ValueError as error:
-                gr.Warning(escape(str(error)), title="Not a photo that can be used", duration=20)
-        return photos, max(0, len(photos) - 1), None, draw_gallery(photos, request), gr.update(visible=bool(photos))
-
-    def draw_gallery(photos, request):
-        folder = visitors.folder(request.session_hash)
-        thumbnails = []
-        for number, shown in enumerate(photos):
-            path = folder / f"{number}.jpg"
-            path.write_bytes(encode_picture(Image.fromarray(cover(load_image(shown.path), 120, 180)), ".jpg"))
-            thumbnails.append((str(path), shown.name))
-        return gr.update(value=thumbnails, visible=len(photos) > 1)
-
-    def clear():
-        return [], 0, gr.update(value=None, visible=False), gr.update(visible=False)
-
-    def kinds_of(view, background) -> list[str]:
-        return ["cutout" if background is None else "background"] if view == "cut-out" else [view]
-
-    @for_visitor
-    def download_one(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        shown, background = photos[min(index, len(photos) - 1)], read_choice(choice, colour, own)
-        folder = visitors.folder(request.session_hash, passing=True)
-        [path] = write_files(shown, folder, shown.name, threshold, kinds_of(view, background), background)
-        return str(path)
-
-    @for_visitor
-    def download_all(photos, index, view, threshold, choice, colour, own, request: gr.Request):
-        background = read_choice(choice, colour, own)
-        kinds = ["mask", "cutout", "overlay"] + (["background"] if background is not None else [])
-        folder, used = visitors.folder(request.session_hash, passing=True), set()
-        with zipfile.ZipFile(folder / "cars.zip", "w") as archive:  # PNG and JPEG are packed already
-            for shown in photos:
-                names = (shown.name if count == 1 else f"{shown.name} ({count})" for count in itertools.count(1))
-                name = next(name for name in names if name.casefold() not in used)
-                used.add(name.casefold())
-                for path in write_files(shown, folder, name, threshold, kinds, background):
-                    archive.write(path, path.name)
-                    path.unlink()
+    def save(visit, *choices, photos=None):
+        """Write results at the photos' own size: a picture, or an archive of several."""
+        paths, folder, look = [], visit.new_folder(), Look(*choices)
+        for photo in photos or visit.photos:
+            kind, picture = look.draw(photo, load_image(photo.path), visit.background)
+            paths.append(folder / (photo.path.stem + ENDINGS[kind]))
+            paths[-1].write_bytes(encode_picture(picture, paths[-1].suffix))
+        if len(paths) == 1:
+            return str(paths[0])
+        with zipfile.ZipFile(folder / "cars.zip", "w") as archive:  # the pictures are compressed already
+            for path in paths:
+                archive.write(path, path.name)
+                path.unlink()
         return str(folder / "cars.zip")
 
-    with gr.Blocks(title="Cut cars out of photos", analytics_enabled=False, delete_cache=(600, 24 * 3600)) as page:
-        about = f"U-Net trained at {size} pixels, running on this machine ({machine}). Photos stay here."
-        gr.Markdown(f"# Cut cars out of photos\n{about}", elem_id="title")
-        photos, index = gr.State([]), gr.State(0)
-        with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                upload = gr.Files(label="Photos", file_types=sorted(IMAGE_SUFFIXES), height=170, elem_id="upload")
-                view = gr.Radio(["cut-out", "mask", "overlay"], value="cut-out", label="Show", elem_id="view")
-                choice = gr.Radio(BACKGROUNDS, value="transparent", label="New background", elem_id="background")
+    def save_current(visit, *choices):
+        return save(visit, *choices, photos=[visit.photos[visit.current]])
+
+    def open_visit():
+        return Visit(root / secrets.token_urlsafe(16))
+
+    def leave(request: gr.Request):
+        page.state_holder.delete_state(request.session_hash)
+
+    kinds = sorted(IMAGE_SUFFIXES)
+    size = f"{segmenter.description.image_width} × {segmenter.description.image_height}"
+    files = (SECONDS_ON_DISK // 3, SECONDS_ON_DISK * 2 // 3)  # how often Gradio looks, and how old they are then
+    with gr.Blocks(title="Cut cars out of photos", analytics_enabled=False, delete_cache=files) as page:
+        visit = gr.State(open_visit, delete_callback=Visit.close)
+        gr.Markdown(INTRODUCTION, elem_id="title")
+        with gr.Row(elem_id="desk"):
+            with gr.Column(elem_id="start"):
+                upload = gr.Files(show_label=False, file_types=kinds, height=150, elem_id="upload")
+                sample = gr.Button("Try a sample car", icon=SAMPLE, elem_id="sample")
+            with gr.Column(visible=False, elem_id="results") as results:
+                viewer = gr.HTML(js_on_load=SCRIPT, elem_id="viewer")
+                with gr.Row():
+                    one = gr.Button("Download", variant="primary", elem_id="one")
+                    every = gr.Button("Download all", visible=False, elem_id="every")
+                    again = gr.Button("Start over", elem_id="again")
+            with gr.Column(visible=False, elem_id="controls") as controls:
+                view = gr.Radio(list(VIEWS), value="Cut-out", label="Show", elem_id="view")
+                background = gr.Radio(list(BACKGROUNDS), value="Transparent", label="Background", elem_id="background")
                 colour = gr.ColorPicker("#2f6f4f", label="Colour", visible=False)
-                own = gr.File(
-                    label="Background photo",
-                    file_types=sorted(IMAGE_SUFFIXES),
-                    height=110,
-                    visible=False,
-                    elem_id="own",
-                )
+                own = gr.UploadButton("Choose a picture", file_types=kinds, visible=False, elem_id="own")
+                main_car = gr.Checkbox(True, label="Only the largest car", elem_id="main")
                 threshold = gr.Slider(
                     0.05,
                     0.95,
                     round(segmenter.threshold, 2),
                     step=0.01,
-                    label="Threshold",
+                    label="Fine-tune the edge",
+                    info="Is some of the car missing? Move left. Is background left? Move right.",
                     elem_id="threshold",
-                    info="Probability from which a pixel is car. Lower keeps more, higher less.",
                 )
-            with gr.Column(scale=5, min_width=480):
-                slider = gr.ImageSlider(
-                    show_label=False, interactive=False, height=500, buttons=["fullscreen"], elem_id="result"
-                )
-                facts = gr.Markdown(WELCOME, elem_id="facts")
-                with gr.Row(visible=False) as actions:
-                    one = gr.Button("Download picture", variant="primary", elem_id="one")
-                    every = gr.Button("Download all (ZIP)", elem_id="every")
-                    empty = gr.Button("Clear", elem_id="clear")
-                gallery = gr.Gallery(
-                    show_label=False,
-                    allow_preview=False,
-                    fit_columns=False,
-                    visible=False,
-                    buttons=[],
-                    elem_id="photos",
-                )
-                file = gr.DownloadButton(visible="hidden", elem_id="file")
+                with gr.Accordion("Details", open=False, elem_id="details"):
+                    details = gr.Markdown()
+
+        file = gr.DownloadButton(visible="hidden", elem_id="file")
 
         private = dict(api_visibility="private", show_progress="hidden")
-        look = [photos, index, view, threshold, choice, colour, own]
-        own.upload(claim, own, None, queue=False, **private)
-        upload.upload(claim, upload, None, queue=False, **private).then(
-            receive,
-            [upload, photos],
-            [photos, index, upload, gallery, actions],
-            api_visibility="private",
-            show_progress_on=slider,
-        ).then(render, look, [slider, facts], **private)
-        for control in (view.change, threshold.change, colour.change, own.change):
-            control(render, look, [slider, facts], trigger_mode="always_last", **private)
-        reveal = lambda kind: (gr.update(visible=kind == "colour"), gr.update(visible=kind == "photo"))
-        choice.change(reveal, choice, [colour, own], **private)
-        choice.change(render, look, [slider, facts], trigger_mode="always_last", **private)
-        empty.click(clear, None, [photos, index, gallery, actions], **private).then(
-            render, look, [slider, facts], **private
-        )
-
-        def select(event: gr.SelectData):
-            return event.index
-
-        gallery.select(select, None, index, **private).then(render, look, [slider, facts], **private)
+        look = [view, background, colour, main_car, threshold]
+        desk = [results, controls, every]
+        show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details, *desk], **private)
+        try_sample = lambda visit, _: receive(visit, [SAMPLE])
+        for arrive, receiver in ((upload.upload, receive), (sample.click, try_sample)):
+            arrival = arrive(receiver, [visit, upload], [visit, upload, viewer, *desk], queue=False, **private)
+            arrival.then(work, [visit, *look], viewer, **private).then(**show())
+        for change in (view.change, background.change, colour.change, main_car.change, threshold.change):
+            change(**show(), trigger_mode="always_last")
+        reveal = lambda choice: (gr.update(visible=choice == "Colour"), gr.update(visible=choice == "Picture"))
+        background.change(reveal, background, [colour, own], **private)
+        own.upload(choose_background, [visit, own], None, **private).then(**show())
+        viewer.select(select, visit, None, **private).then(**show())
+        again.click(None, js="() => location.reload()")
         press = "() => document.querySelector('#file a, a#file, #file').click()"
-        one.click(download_one, look, file, api_visibility="private").success(None, js=press)
-        every.click(download_all, look, file, api_visibility="private").success(None, js=press)
-
-        def arrive(request: gr.Request):
-            visitors.arrive(request.session_hash)
-
-        def leave(request: gr.Request):
-            visitors.leave(request.session_hash)
-
-        page.load(arrive, **private)
+        for button, saver in ((one, save_current), (every, save)):
+            button.click(saver, [visit, *look], file, api_visibility="private").success(None, js=press)
         page.unload(leave)
 
-    plain = gr.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
-    page.queue(default_concurrency_limit=4)
+    # Gradio's own grey and blue are too pale to be read well.
+    colours = dict(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
+    colours |= {f"{name}_dark": "*neutral_300" for name in colours}
+    colours |= dict(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+    fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page.queue(default_concurrency_limit=2)
     page.launch = functools.partial(
         page.launch,
-        theme=plain,
-        css=CSS,
+        theme=gr.themes.Default(primary_hue="blue", **fonts).set(**colours),
+        css_paths=Path(__file__).with_suffix(".css"),
+        i18n=gr.I18n(**dict.fromkeys(LANGUAGES, INVITATION)),
         footer_links=[],
-        run_history=False,
         share=False,
         server_name="127.0.0.1",
         ssr_mode=False,
@@ -289,34 +396,8 @@ def make_app(segmenter: Segmenter):
         max_file_size=MAX_FILE_MB * 10**6,
         allowed_paths=[],
         blocked_paths=[str(PROJECT_DIR)],
-        enable_monitoring=False,
-        app_kwargs=dict(middleware=[Middleware(AddPolicy)], docs_url=None, redoc_url=None, openapi_url=None),
     )
     return page
-
-
-def escape(text: str) -> str:
-    """Show text as it is where Markdown is read."""
-    return "".join(f"&#{ord(char)};" if not (char.isalnum() or char == " ") else char for char in text)
-
-
-class AddPolicy:
-    """Send the content security policy with each answer."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_policy(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    (b"content-security-policy", POLICY),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
 
 
 def serve(settings: Settings) -> int:
@@ -326,13 +407,8 @@ def serve(settings: Settings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        _, address, public = page.launch(
-            server_name=settings.host,
-            server_port=settings.port,
-            share=settings.share,
-            inline=False,
-            prevent_thread_lock=True,
-        )
+        options = dict(server_name=settings.host, server_port=settings.port, share=settings.share)
+        _, address, public = page.launch(**options, inline=False, prevent_thread_lock=True)
     except OSError as error:
         if "empty port" not in str(error):
             raise
@@ -346,5 +422,9 @@ def serve(settings: Settings) -> int:
     return 0
 
 
+def main(args: list[str]) -> int:
+    return serve(tyro.cli(Settings, args=args, description=__doc__))
+
+
 if __name__ == "__main__":
-    run_command(lambda args: serve(tyro.cli(Settings, args=args, description=__doc__)))
+    run_command(main)

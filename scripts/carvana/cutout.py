@@ -37,6 +37,25 @@ def find_transparency(probability: np.ndarray, threshold: float) -> np.ndarray:
     return (ramp * ramp * (3 - 2 * ramp) * 255 + 0.5).astype(np.uint8)
 
 
+def keep_main_car(logits: np.ndarray, threshold: float) -> np.ndarray:
+    """Keep the largest car, or the largest part of what was taken for one; its soft edge stays.
+
+    Args:
+        logits: (h, w), float32.
+        threshold: Probability from which a pixel is car.
+
+    Returns:
+        Logits (h, w), float32, in which everything else is background.
+    """
+    is_car = (logits > to_logit(threshold)).view(np.uint8)
+    n_parts, parts, stats, _ = cv2.connectedComponentsWithStats(is_car)
+    if n_parts <= 2:
+        return logits
+    largest = parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    near = cv2.dilate(largest.view(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    return np.where(largest | near & (is_car == 0), logits, np.float32(-20))
+
+
 def clean_edge(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Estimate the car's own colour at its edge, where the photo mixes it with that of the old background.
 
