@@ -589,12 +589,12 @@ def check(
     pairs, photos, masks = find_pairs(train_image_dir, train_mask_dir, group_by)
     left_out, lonely = describe_files(Path(train_image_dir), Path(train_mask_dir), photos, masks, group_by == "folder")
     rule, facts, problems = read_set(pairs, 240, 160, car_value, unknown_value, label="checking")
-    warnings, notes = find_oddities(facts, rule) if rule else ([], [])
+    warnings, notes = find_oddities(facts, rule) if rule and facts else ([], [])
     groups = f" of {len({pair.car for pair in pairs})} {group_word(pairs, group_by)}"
     print(f"pairs:    {len(pairs)}{'' if group_by == 'name' and not all(pair.view for pair in pairs) else groups}")
     for (height, width), number in Counter(fact.size for fact in facts).most_common(5):
         print(f"size:     {width}x{height}, {count(number, 'pair')}")
-    if facts:
+    if rule and facts:
         shares = [100 * fact.share for fact in facts]
         print(f"car:      {min(shares):.1f} to {max(shares):.1f} % of the photo, mean {np.mean(shares):.1f} %")
     for sentence in [*left_out, *describe_groups(pairs, group_by), *notes]:
@@ -605,8 +605,10 @@ def check(
     if lonely or not pairs:
         problems.append(NAMING_RULE)
     print(f"to mend:  {len(problems)}")
-    for problem in problems:
+    for problem in problems[:100]:
         print(f"  {problem}")
+    if len(problems) > 100:
+        print(f"  and {len(problems) - 100} more")
     return 1 if problems else 0
 
 

@@ -31,14 +31,17 @@ import numpy as np
 import torch
 import tyro
 from carvana.cutout import ENDINGS, encode_picture, make_pictures, read_background, warn
+from carvana.files import PROJECT_DIR, run_command, write_file
+from carvana.listing import is_own_result, say_own_results, say_unread
 from carvana.machine import choose_device, keep_memory
-from carvana.pictures import IMAGE_SUFFIXES, decode_runs, encode_runs, read_image, upsample
+from carvana.masks import count, name_some
+from carvana.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_runs, encode_runs, open_picture, read_image, upsample
+from carvana.rows import append_row, start_table
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
-from carvana.tables import Table
-from extra import remove_leftovers, run_command, write_file
+from carvana.weights import find_weights
 from tqdm import tqdm
 
-from data import PROJECT_DIR
+from data import split_name
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Settings:
         "overlay",
     )  # what to write of each photo
     background: str | None = None  # also write <name>_background.jpg: white, #rrggbb, or a photo's path
-    weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too
+    weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too, or a short name such as street
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
     tta: bool = False  # average with the mirrored view: twice the time, slightly more exact
     overwrite: bool = False  # make anew what is already there
@@ -74,45 +77,73 @@ class Photo:
 
 
 def find_photos(inputs: Iterable[Path], output: Path | None) -> list[Photo]:
-    """List the photos of files and folders, sub-folders included, sorted; hidden files and `output` are left out.
+    """List the photos of files and folders, sub-folders included, sorted; what is left out is said on stderr.
+
+    Hidden files, `output` and results of this program, wherever they lie, are no photos.
 
     Raises:
         FileNotFoundError: If an input does not exist.
         ValueError: If there is no photo, results would lie among the photos, or two photos would share a result's name.
     """
-    photos = []
-    output = output.resolve() if output else None
+    photos, unread, own = [], [], []
     for path in inputs:
-        if path.is_dir():
-            if path.resolve() == output:
-                raise ValueError(f"output must be another folder than that of the photos, got {path} for both.")
-            for folder, folders, files in os.walk(path):
-                folder = Path(folder)
-                folders[:] = sorted(
-                    name for name in folders if not name.startswith(".") and (folder / name).resolve() != output
-                )
-                for name in sorted(files):
-                    if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                        photos.append(
-                            Photo(folder / name, (folder / name).relative_to(path).with_suffix("").as_posix())
-                        )
-        elif path.exists():
-            photos.append(Photo(path, path.stem))
-        else:
+        if not path.exists():
             raise FileNotFoundError(f"{printable(path)} does not exist. Name a photo, or a folder of photos.")
+        if path.is_dir() and output and path.resolve() == output.resolve():
+            raise ValueError(f"output must be another folder than that of the photos, got {path} for both.")
+        for file in list_tree(path, output) if path.is_dir() else [path]:
+            if is_own_result(file):
+                own.append(file)
+            elif path.is_dir() and file.suffix.lower() not in IMAGE_SUFFIXES:
+                unread.append(file)
+            else:
+                name = file.relative_to(path) if path.is_dir() else Path(file.name)
+                photos.append(Photo(file, name.with_suffix("").as_posix()))
+    left_out = [printable(say_unread(unread, "", "photos"))] if unread else []
+    left_out += [printable(say_own_results(own))] if own else []
     if not photos:
-        raise ValueError(
-            f"{printable(' '.join(map(str, inputs)))} must hold photos ({' '.join(sorted(IMAGE_SUFFIXES))}), got none."
+        raise ValueError(f"{printable(' '.join(map(str, inputs)))} must hold photos, got none. {' '.join(left_out)}")
+    for sentence in left_out:
+        print(f"note: {sentence}", file=sys.stderr)
+    return list({photo.path: photo for photo in photos}.values())  # a photo named twice is done once
+
+
+def list_tree(folder: Path, output: Path | None) -> Iterator[Path]:
+    """Yield the files of a folder and its sub-folders, sorted; hidden ones and those of `output` are left out."""
+    for parent, folders, files in os.walk(folder):
+        parent = Path(parent)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not (output and (parent / name).resolve() == output.resolve())
         )
+        yield from (parent / name for name in sorted(files) if not name.startswith("."))
+
+
+def require_unique(photos: Iterable[Photo], name_of: Callable[[Photo], str], advice: str) -> None:
+    """Raise a ValueError if two photos would share a result's name."""
     names: dict[str, Path] = {}
     for photo in photos:
-        other = names.setdefault(photo.name.casefold(), photo.path)  # some file systems take A and a for one name
+        other = names.setdefault(name_of(photo).casefold(), photo.path)  # some file systems take A and a for one name
         if other != photo.path:
             raise ValueError(
-                f"{printable(other)} and {printable(photo.path)} would write results of one name. Rename one of them, or predict "
-                "them into different folders with --output."
+                f"{printable(other)} and {printable(photo.path)} would write results of one name. {advice}"
             )
-    return list({photo.path: photo for photo in photos}.values())  # a photo named twice is done once
+
+
+def submission_name(photo: Photo) -> str:
+    """Return the name that Kaggle knows a photo by: the file's alone, whatever folder it lies in."""
+    return printable(f"{photo.path.stem}.jpg")
+
+
+def check_submission(photos: list[Photo]) -> None:
+    """Say on stderr, before hours are spent, why Kaggle would refuse a submission of these photos."""
+    if len(photos) != N_SUBMISSION:
+        print(f"warning: a submission must have {N_SUBMISSION:,} photos, got {len(photos):,}.", file=sys.stderr)
+    others = [photo.path for photo in photos if not split_name(photo.path.stem)[1]]
+    if others:
+        what = f"{count(len(others), 'photo')} not named like Carvana's (<12 hex digits>_<01 to 16>.jpg)"
+        print(f"warning: {what}: {printable(name_some(path.name for path in others))}.", file=sys.stderr)
 
 
 def printable(path: Path | str) -> str:
@@ -120,24 +151,38 @@ def printable(path: Path | str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(path))
 
 
-def map_bounded(function: Callable, items: Iterable, n_threads: int) -> Iterator:
-    """Map in order with threads, with few results waiting: memory does not grow with the number of items."""
+def map_bounded(function: Callable, items: Iterable, n_threads: int, cost: Callable, limit: float) -> Iterator:
+    """Map in order with threads, so that neither many items nor large ones take more memory than a few.
+
+    Args:
+        cost: Estimates the memory in bytes that an item takes while it is worked on.
+        limit: Bytes that the items being worked on may take together; an item that takes more is worked on alone.
+    """
     with ThreadPoolExecutor(n_threads) as pool:
         waiting = deque()
+        taken = lambda: sum(bytes_ for future, bytes_ in waiting if not future.done())
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * n_threads:
-                    yield waiting.popleft().result()
+                wanted = cost(item)
+                while waiting and (len(waiting) > 2 * n_threads or taken() and taken() + wanted > limit):
+                    yield waiting.popleft()[0].result()
+                waiting.append((pool.submit(function, item), wanted))
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- results
 
-HEADER = ["photo", "car_share", "doubt", "warning"]
+MEMORY = 3 * 2**30  # bytes that the command takes at most, for photos of up to 108 megapixels
+BASE_MEMORY = 0.9 * 2**30  # of these, before the first photo
+MASK_BYTES, PICTURE_BYTES = (
+    12,
+    20,
+)  # bytes a pixel while a photo is worked on, for its mask alone and for pictures, measured
+HEADER = ["photo", "car_share", "uncertainty", "warning"]
+N_SUBMISSION = 100_064  # photos in the competition's test set
 
 
 def output_paths(photo: Photo, settings: Settings) -> dict[str, Path]:
@@ -154,6 +199,17 @@ def is_done(photo: Photo, settings: Settings) -> bool:
         return False
 
 
+def estimate_memory(photo: Photo, settings: Settings) -> int:
+    """Estimate the bytes that a photo takes while it is worked on, from the size that its file states."""
+    try:
+        with open_picture(photo.path, IMAGE_FORMATS, "a photo") as picture:
+            n_pixels = picture.width * picture.height
+    except (OSError, ValueError):  # which is reported when its turn comes
+        return 0
+    masks_alone = settings.submission or output_paths(photo, settings).keys() == {"mask"}
+    return n_pixels * (MASK_BYTES if masks_alone else PICTURE_BYTES)
+
+
 def predict_photo(
     photo: Photo, segmenter: Segmenter, threshold: float, settings: Settings, background: np.ndarray | None
 ) -> list:
@@ -165,8 +221,8 @@ def predict_photo(
     logits = upsample(small, *native_size)
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
-    share, doubt = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
-    return [f"{share:.4f}", f"{doubt:.1f}", warn(share, doubt)]
+    share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
+    return [f"{share:.4f}", f"{uncertainty:.1f}", warn(share, uncertainty)]
 
 
 def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:
@@ -204,22 +260,30 @@ def predict(settings: Settings) -> int:
     cv2.setNumThreads(1)
     threshold = settings.threshold or segmenter.threshold
     made_with = dict(
-        weights=digest_file(settings.weights), threshold=threshold, tta=settings.tta, background=settings.background
+        weights=digest_file(find_weights(settings.weights)),
+        threshold=threshold,
+        tta=settings.tta,
+        background=settings.background,
     )
-    photos = find_photos(settings.photos, None if settings.submission else settings.output)[rank::world_size]
-
+    photos = find_photos(settings.photos, None if settings.submission else settings.output)
     if settings.submission:
-        table = Table(settings.submission, ["img", "rle_mask"])
-        by_name = {printable(f"{photo.name}.jpg"): photo for photo in photos}
-        done = table.start(made_with, lambda name: not (name in by_name and settings.overwrite), settings.overwrite)
+        require_unique(
+            photos, submission_name, "Kaggle knows photos by the names of their files: name one folder of them."
+        )
+        if rank == 0:
+            check_submission(photos)
+        table, header, name_of = settings.submission, ["img", "rle_mask"], submission_name
+        is_kept = lambda photo: not settings.overwrite
         work = lambda photo: submission_row(photo, segmenter, threshold)
     else:
-        table = Table(settings.output / "predictions.csv", HEADER)
+        require_unique(photos, lambda photo: photo.name, "Rename one of them, or predict them into different folders.")
+        table, header, name_of = settings.output / "predictions.csv", HEADER, lambda photo: printable(photo.name)
         background = read_background(settings.background) if settings.background else None
-        by_name = {printable(photo.name): photo for photo in photos}
-        stays = lambda name: name not in by_name or not settings.overwrite and is_done(by_name[name], settings)
-        done = table.start(made_with, stays, settings.overwrite)
+        is_kept = lambda photo: not settings.overwrite and is_done(photo, settings)
         work = lambda photo: predict_photo(photo, segmenter, threshold, settings, background)
+    by_name = {name_of(photo): photo for photo in photos[rank::world_size]}
+    keep = lambda name: name not in by_name or is_kept(by_name[name])
+    done = start_table(table, header, made_with, keep, settings.overwrite)
 
     def attempt(item: tuple[str, Photo]) -> tuple[str, list | Exception]:
         try:
@@ -230,20 +294,19 @@ def predict(settings: Settings) -> int:
             return item[0], error
 
     todo = [item for item in by_name.items() if item[0] not in done]
-    for folder in {path.parent for _, photo in todo for path in output_paths(photo, settings).values()}:
-        remove_leftovers(folder)
     failures, warnings = {}, {}
-    results = map_bounded(attempt, todo, n_threads)
+    cost = lambda item: estimate_memory(item[1], settings)
+    results = map_bounded(attempt, todo, n_threads, cost, MEMORY - BASE_MEMORY)
     for name, result in tqdm(
         results, "predicting", len(todo), unit="photo", disable=rank > 0, leave=False, file=sys.stderr
     ):
         if isinstance(result, Exception):
             failures[name] = printable(result)
             continue
-        table.append([name, *result])
+        append_row(table, [name, *result])
         if not settings.submission and result[-1]:
-            warnings[name] = f"{result[-1]} (car {float(result[0]):.1%}, doubt {result[1]})"
-    print_summary(len(todo) - len(failures), len(by_name) - len(todo), failures, warnings, table.path)
+            warnings[name] = f"{result[-1]} (car {float(result[0]):.1%}, uncertainty {result[1]})"
+    print_summary(len(todo) - len(failures), len(by_name) - len(todo), failures, warnings, table)
     print(f"network computed by {segmenter.runtime.name}")
     return 1 if failures else 0
 
@@ -260,8 +323,8 @@ def digest_file(path: Path) -> str:
 def print_summary(
     n_done: int, n_skipped: int, failures: dict[str, str], warnings: dict[str, str], table_path: Path
 ) -> None:
-    skipped = f", {n_skipped} were there already" if n_skipped else ""
-    print(f"{n_done} photos predicted{skipped}, {len(failures)} failed; how much of each is car: {table_path}")
+    skipped = f", {n_skipped} there already" if n_skipped else ""
+    print(f"{count(n_done, 'photo')} predicted{skipped}, {len(failures)} failed; how much of each is car: {table_path}")
     for number, (name, warning) in enumerate(warnings.items()):
         if number == 10:
             print(f"warning: {len(warnings) - 10} more photos, see the column `warning`", file=sys.stderr)

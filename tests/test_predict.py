@@ -15,8 +15,8 @@ import numpy as np
 import predict
 import pytest
 from carvana.pictures import decode_runs, encode_runs
+from carvana.rows import append_row, start_table
 from carvana.segmenter import Segmenter, to_logit
-from carvana.tables import Table
 from conftest import SCRIPT_DIR
 from extra import run_command
 from PIL import Image
@@ -146,14 +146,14 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made(run_predict, photos, 
     before = {name: (out / name).stat().st_mtime_ns for name in files_of(out) if not name.startswith("predictions")}
     (out / "one_cutout.png").unlink()
     result = run_predict(photos)
-    assert "1 photos predicted, 2 were there already, 0 failed" in result.stdout
+    assert "1 photo predicted, 2 there already, 0 failed" in result.stdout
     changed = {name for name, time in before.items() if (out / name).stat().st_mtime_ns != time}
     assert changed == {"one_mask.png", "one_cutout.png", "one_overlay.jpg"}
     assert len(read_table(out / "predictions.csv")) == 3
 
     # A photo that changed since is predicted anew.
     Image.fromarray(draw_photo(50, 50)).save(photos / "two.png")
-    assert "1 photos predicted" in run_predict(photos).stdout
+    assert "1 photo predicted" in run_predict(photos).stdout
     assert load(out / "two_mask.png").shape == (50, 50)
 
     assert "3 photos predicted, 0 failed" in run_predict(photos, "--overwrite").stdout
@@ -172,7 +172,7 @@ def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
     assert run_predict(photos / "one.jpg", "--outputs", "mask", "--threshold", "0.7", "--overwrite").returncode == 0
     assert set(read_table(tmp_path / "out/predictions.csv")) == {"one"}
     result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")
-    assert "2 photos predicted, 1 were there already" in result.stdout
+    assert "2 photos predicted, 1 there already" in result.stdout
     # More outputs and a background go with what is there.
     assert run_predict(photos, "--threshold", "0.7", "--background", "white").returncode == 0
     assert (tmp_path / "out/one_background.jpg").exists()
@@ -203,7 +203,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weight
     n_whole = len(read_table(tmp_path / "out/predictions.csv"))
     assert n_whole < 40  # or there would be nothing to go on with
     result = run_predict(folder)
-    assert result.returncode == 0 and f"{40 - n_whole} photos predicted" in result.stdout
+    assert result.returncode == 0 and f"{40 - n_whole} photo" in result.stdout
     assert run_predict(folder, output=tmp_path / "whole").returncode == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     for name in files_of(tmp_path / "whole"):
@@ -265,7 +265,7 @@ def test_unusual_names_work_and_stay_inside_the_output(run_predict, tmp_path):
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "out").glob("*_mask.png")} == {f"{name}_mask.png" for name in names}
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
-    assert "9 were there already" in run_predict(folder).stdout
+    assert "9 there already" in run_predict(folder).stdout
     assert len(read_table(tmp_path / "out/predictions.csv")) == 9
     (folder / "new\nline.jpg").write_text("broken")
     result = run_predict(folder)
@@ -276,7 +276,7 @@ def test_unusual_names_work_and_stay_inside_the_output(run_predict, tmp_path):
 def test_output_inside_the_input_is_not_read_again(run_predict, photos):
     out = photos / "results"
     assert "3 photos predicted" in run_predict(photos, output=out).stdout
-    assert "0 photos predicted, 3 were there already" in run_predict(photos, output=out).stdout
+    assert "0 photos predicted, 3 there already" in run_predict(photos, output=out).stdout
     result = run_predict(photos, output=photos)
     assert result.returncode == 1 and "output must be another folder than that of the photos" in result.stderr
 
@@ -298,6 +298,61 @@ def test_a_photo_given_twice_is_done_once_and_hidden_files_are_left_out(photos):
     (photos / "notes.txt").touch()
     found = find_photos([photos, photos / "one.jpg"], None)
     assert [photo.name for photo in found] == ["one", "two", "more/three"]
+
+
+def test_what_is_not_read_is_counted_and_named_once_and_jfif_and_jpe_are_jpeg(run_predict, tmp_path):
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    for name in ("IMG_0001.JPG", "download.jfif", "photo.jpe"):
+        Image.fromarray(draw_photo(48, 32)).save(folder / name, "JPEG")
+    for name in ("IMG_0002.HEIC", "shop.avif", "IMG_0003.MOV"):
+        (folder / name).write_bytes(bytes(500))
+    result = run_predict(folder, "--outputs", "mask")
+    assert result.returncode == 0 and "3 photos predicted" in result.stdout
+    notes = [line for line in result.stderr.splitlines() if "not read" in line]
+    assert len(notes) == 1 and "3 files not read: IMG_0002.HEIC, IMG_0003.MOV, shop.avif" in notes[0]
+    for path in folder.glob("*.j*"):
+        path.unlink()
+    (folder / "IMG_0001.JPG").unlink()
+    result = run_predict(folder)
+    assert result.returncode == 1 and "must hold photos, got none. 3 files not read: IMG_0002.HEIC" in result.stderr
+
+
+def test_results_are_never_photos_again_wherever_they_lie(run_predict, photos, tmp_path):
+    assert run_predict(photos, "--background", "white", output=photos / "old").returncode == 0
+    for path in (photos / "old").glob("one_*"):
+        path.rename(photos / path.name)  # a user moves results beside the photos
+    Image.fromarray(draw_photo(48, 32)).save(photos / "epoch_001.png")  # what a training draws
+    result = run_predict(photos, photos / "one_cutout.png", "--outputs", "mask", output=tmp_path / "new")
+    assert "3 photos predicted" in result.stdout
+    assert "files left out, named like results of this program" in result.stderr
+    assert files_of(tmp_path / "new") == {
+        "one_mask.png",
+        "two_mask.png",
+        "more/three_mask.png",
+        "predictions.csv",
+        "predictions.json",
+    }
+    result = run_predict(photos / "one_mask.png")
+    assert result.returncode == 1 and "Rename what is a photo" in result.stderr
+
+
+def test_a_submission_names_files_alone_and_says_at_once_what_kaggle_would_refuse(run_predict, tmp_path):
+    folder, path = tmp_path / "test/test", tmp_path / "s.csv"  # as test.zip unpacks
+    folder.mkdir(parents=True)
+    for view in (1, 2):
+        Image.fromarray(draw_photo(48, 32)).save(folder / f"0123456789ab_{view:02d}.jpg")
+    result = run_predict(tmp_path / "test", "--submission", path)
+    assert [row[0] for row in read_submission(path)[1:]] == ["0123456789ab_01.jpg", "0123456789ab_02.jpg"]
+    assert (
+        "warning: a submission must have 100,064 photos, got 2." in result.stderr and "Carvana's" not in result.stderr
+    )
+    Image.fromarray(draw_photo(48, 32)).save(folder / "mine.jpg")
+    assert "1 photo not named like Carvana's" in run_predict(tmp_path / "test", "--submission", path).stderr
+    Image.fromarray(draw_photo(48, 32)).save(tmp_path / "test/mine.jpg")
+    result = run_predict(tmp_path / "test", "--submission", tmp_path / "other.csv")
+    assert result.returncode == 1 and "Kaggle knows photos by the names of their files" in result.stderr
+    assert not (tmp_path / "other.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -343,7 +398,7 @@ def test_processes_of_torchrun_share_the_photos(run_predict, photos, tmp_path):
     ]
     assert [result.stdout.split()[0] for result in results] == ["2", "1"]
     assert len(read_table(tmp_path / "out/predictions.csv")) == 3
-    assert "0 photos predicted, 3 were there already" in run_predict(photos, "--outputs", "mask").stdout
+    assert "0 photos predicted, 3 there already" in run_predict(photos, "--outputs", "mask").stdout
 
 
 def test_map_bounded_keeps_order_and_reads_only_a_little_ahead():
@@ -354,9 +409,23 @@ def test_map_bounded_keeps_order_and_reads_only_a_little_ahead():
             taken.append(number)
             yield number
 
-    for number, result in enumerate(predict.map_bounded(lambda item: item * 2, items(), 3)):
+    for number, result in enumerate(predict.map_bounded(lambda item: item * 2, items(), 3, lambda item: 0, 1)):
         assert result == 2 * number
         assert len(taken) <= number + 8
+
+
+def test_large_photos_are_worked_on_a_few_at_a_time_and_the_largest_alone():
+    costs, running, seen = [4, 4, 4, 20, 4, 1, 1], set(), []
+
+    def work(item):
+        running.add(item)
+        seen.append(sum(costs[other] for other in running))
+        time.sleep(0.02)
+        running.discard(item)
+        return item
+
+    assert list(predict.map_bounded(work, range(7), 4, lambda item: costs[item], 10)) == list(range(7))
+    assert max(seen) == 20 and all(total <= 10 or total == 20 for total in seen)
 
 
 # ------------------------------------------------------------------------------------------------------- submission
@@ -408,8 +477,8 @@ def test_submission_goes_on_after_a_cut_line_and_fits_the_masks(run_predict, tmp
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * 0.7)])
     result = run_predict(folder, "--submission", path)
-    assert "were there already" in result.stdout and path.read_bytes() == whole
-    assert "0 photos predicted, 5 were there already" in run_predict(folder, "--submission", path).stdout
+    assert "there already" in result.stdout and path.read_bytes() == whole
+    assert "0 photos predicted, 5 there already" in run_predict(folder, "--submission", path).stdout
     result = run_predict(folder, "--submission", path, "--threshold", "0.7")
     assert result.returncode == 1 and "threshold must be 0.4" in result.stderr
     settings = path.with_suffix(".json").read_bytes()
@@ -423,27 +492,24 @@ def test_submission_goes_on_after_a_cut_line_and_fits_the_masks(run_predict, tmp
     assert (tmp_path / "mine.json").read_text() == '{"mine": 1}' and not (tmp_path / "mine.csv").exists()
 
 
-def test_submissions_of_a_killed_process_and_a_living_one_keep_whole_rows(tmp_path):
-    table = Table(tmp_path / "t.csv", ["img", "rle_mask"])
-    assert table.start({}, lambda name: True, False) == set()
-    table.append(["a.jpg", "1 2"])
-    with open(table.path, "ab") as file:
-        file.write(b"b.jpg,3 4 5")  # another process was killed here
-    table.append(["c.jpg", ""])
-    assert read_submission(table.path)[1:] == [["a.jpg", "1 2"], ["c.jpg", ""]]
-    with open(table.path, "ab") as file:
-        file.write(b"\n")  # an editor left a blank line
-    assert table.start({}, lambda name: name != "a.jpg", False) == {"c.jpg"}
-    assert read_submission(table.path)[1:] == [["c.jpg", ""]]
+def test_a_row_cut_by_a_kill_is_dropped_at_the_next_start(tmp_path):
+    path, header = tmp_path / "t.csv", ["img", "rle_mask"]
+    assert start_table(path, header, {}, lambda name: True, False) == set()
+    append_row(path, ["a.jpg", "1 2"])
+    append_row(path, ["c.jpg", ""])
+    with open(path, "ab") as file:
+        file.write(b"\nb.jpg,3 4 5")  # an editor left a blank line, and a process was killed
+    assert start_table(path, header, {}, lambda name: name != "a.jpg", False) == {"c.jpg"}
+    assert read_submission(path)[1:] == [["c.jpg", ""]]
 
 
 def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
-    table = Table(tmp_path / "t.csv", ["img", "rle_mask"])
-    table.start({}, lambda name: True, False)
-    with open(table.path, "a") as file:
+    path, header = tmp_path / "t.csv", ["img", "rle_mask"]
+    start_table(path, header, {}, lambda name: True, False)
+    with open(path, "a") as file:
         for number in range(3000):
             file.write(f"{number}.jpg,{'123456 789 ' * 2000}\n")  # 66 MB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert len(table.start({}, lambda name: name != "7.jpg", False)) == 2999
-    table.append(["7.jpg", "1 2"])
+    assert len(start_table(path, header, {}, lambda name: name != "7.jpg", False)) == 2999
+    append_row(path, ["7.jpg", "1 2"])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 * 1024

@@ -12,6 +12,7 @@ from carvana.pictures import load_image
 from carvana.segmenter import to_logit, to_probability
 
 ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
+BAND = 512  # rows of a photo that are worked on at a time where a step takes many bytes a pixel
 DOUBT_LIMIT = 20  # see `segmenter.measure_uncertainty`
 CAR_COLOUR, OUTLINE_COLOUR = (31, 119, 220), (255, 140, 0)  # blue and orange, which the colour-blind tell apart
 
@@ -70,16 +71,28 @@ def clean_edge(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     Returns:
         RGB (H, W, 3), uint8: the photo, changed only where 0 < alpha < 255.
     """
-    edge = (alpha > 0) & (alpha < 255)
-    x, y, width, height = cv2.boundingRect(edge.view(np.uint8))
-    if not width:
-        return image
     long = max(alpha.shape)
     sizes = max(9, long // 160 | 1), max(3, long // 480 | 1)  # pixels; blur reaches further in a larger photo
+    result = image
+    for top in range(0, alpha.shape[0], BAND):
+        edge = (alpha[top : top + BAND] > 0) & (alpha[top : top + BAND] < 255)
+        x, y, width, height = cv2.boundingRect(edge.view(np.uint8))
+        if width:
+            result = image.copy() if result is image else result
+            clean_box(image, alpha, (x, top + y, width, height), sizes, result)
+    return result
+
+
+def clean_box(
+    image: np.ndarray, alpha: np.ndarray, box: tuple[int, int, int, int], sizes: tuple[int, int], result: np.ndarray
+) -> None:
+    """Do the work of `clean_edge` in a box (x, y, width, height): a photo as a whole would take 60 bytes a pixel."""
+    x, y, width, height = box
     margin = sizes[0]
-    box = slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
-    edge, opacity = edge[box], alpha[box] / np.float32(255)
-    car = image[box].astype(np.float32)
+    outer = slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
+    opacity = alpha[outer] / np.float32(255)
+    edge = (opacity > 0) & (opacity < 1)
+    car = image[outer].astype(np.float32)
     background = car.copy()
     mixed, share = car[edge], opacity[edge][:, None]
     for size in sizes:
@@ -88,9 +101,10 @@ def clean_edge(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         rest = (mixed - share * near_car - (1 - share) * near_background) / (share**2 + (1 - share) ** 2)
         car[edge] = (near_car + share * rest).clip(0, 255)
         background[edge] = (near_background + (1 - share) * rest).clip(0, 255)
-    result = image.copy()
-    result[box][edge] = car[edge] + 0.5
-    return result
+    inner = np.zeros(edge.shape, bool)
+    inner[y - outer[0].start :, x - outer[1].start :][:height, :width] = True
+    edge &= inner
+    result[outer][edge] = car[edge] + 0.5
 
 
 def mean_near(pixels: np.ndarray, colour: np.ndarray, weight: np.ndarray, size: int) -> np.ndarray:
@@ -179,9 +193,11 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Returns:
         RGB (H, W, 3), uint8.
     """
-    tinted = cv2.addWeighted(image, 0.6, np.full_like(image, CAR_COLOUR), 0.4, 0)
-    mask8 = mask.view(np.uint8)
-    picture = cv2.copyTo(tinted, mask8, image.copy())
+    mask8, picture = mask.view(np.uint8), image.copy()
+    for top in range(0, len(image), BAND):
+        band = image[top : top + BAND]
+        tinted = cv2.addWeighted(band, 0.6, np.full_like(band, CAR_COLOUR), 0.4, 0)
+        cv2.copyTo(tinted, mask8[top : top + BAND], picture[top : top + BAND])
     outlines = cv2.findContours(mask8, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]
     cv2.drawContours(picture, outlines, -1, OUTLINE_COLOUR, max(1, round(max(mask.shape) / 640)))
     return picture
@@ -208,7 +224,9 @@ def make_pictures(
     if "overlay" in kinds:
         yield "overlay", Image.fromarray(draw_overlay(image, mask))
     if "cutout" in kinds or "background" in kinds:
-        alpha = find_transparency(to_probability(logits), threshold)
+        alpha = np.empty(logits.shape, np.uint8)
+        for top in range(0, len(alpha), BAND):
+            alpha[top : top + BAND] = find_transparency(to_probability(logits[top : top + BAND]), threshold)
         image = clean_edge(image, alpha)
     if "cutout" in kinds:
         yield "cutout", Image.fromarray(cut_out(image, alpha))

@@ -42,7 +42,10 @@ def read_labels(path: Path | str) -> Labels:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not one whole picture of at most 256 values.
     """
-    with open_picture(path, MASK_FORMATS, "a GIF, PNG, TIFF or BMP mask") as image:
+    what = "a GIF, PNG, TIFF or BMP mask"
+    with open_picture(path, (*MASK_FORMATS, "JPEG"), what) as image:
+        if image.format not in MASK_FORMATS:
+            raise ValueError(f"{path} must be {what}, got a JPEG, which smears the edge. {GREY_ADVICE}")
         if getattr(image, "n_frames", 1) > 1:
             raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
         image = ImageOps.exif_transpose(image)
@@ -203,13 +206,19 @@ def decide_rule(
         raise ValueError(
             f"car_value must be a value of the masks, got {', '.join(sorted(car))}. They hold {count_values(files)}."
         )
-    what = f"{next(iter(masks))} must hold" if len(masks) == 1 else "masks must hold, all the same,"
+    what = f"{next(iter(masks))} must hold two values" if len(masks) == 1 else "all masks must hold the same two values"
     values = sorted(files.keys() - unknown, key=brightness)
     mixed = len(values) == 3 and set(values) == {"0", "1", "255"} and not set(files["1"]) & set(files["255"])
     if not car and len(values) > 2 and not mixed:
-        way_out = "--car-value 1" if "1" in values else f'--car-value "{values[-1]}"'
+        likely = [
+            value for value in values if value not in ("0", "255", "#e0e0c0")
+        ]  # VOC's border, as number and colour
+        likely = "1" if "1" in values else values[-1] if values == ["0", "128", "255"] or not likely else likely[-1]
+        way_out = f"--car-value {likely}" if likely.isdigit() else f'--car-value "{likely}"'
         numbers = "They look like class numbers. " if all(brightness(value) < MAX_CLASSES for value in values) else ""
         advice = f"{numbers}Say which of them is the car's, for example {way_out}; several may be named."
+        if any(labels.has_palette for labels in masks.values()):
+            advice += " Class numbers, the indices of the palette, will do, too."
         if values == ["0", "128", "255"]:
             advice += " If 128 means unknown: --unknown-value 128."
         elif "255" in values and len(values) > 3:
@@ -217,13 +226,12 @@ def decide_rule(
         elif "255" in values:
             advice += " A border that belongs to no class: --unknown-value 255."
         raise ValueError(
-            f"{what} two values, background and car, got {len(values)}: "
+            f"{what}, background and car, got {len(values)}: "
             f"{count_values({value: files[value] for value in values})}. {advice}"
         )
     if not car and len(values) == 2 and abs(brightness(values[0]) - brightness(values[1])) < 0.5:
         raise ValueError(
-            f'{what} two values of different brightness, got {" and ".join(values)}. Say --car-value "{values[0]}", or the '
-            "other."
+            f'{what}, one brighter, got {" and ".join(values)}. Say --car-value "{values[0]}", or the other.'
         )
     return MaskRule(frozenset(car or [value for value in values if value != "0"][-1 - mixed :]), frozenset(unknown))
 
@@ -335,8 +343,9 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
     n = len(facts)
     values = {value for fact in facts for value in fact.labels.values.values()}
     others = sorted(values - rule.car - rule.unknown, key=brightness)
-    inverted = [fact for fact in facts if fact.in_corners and fact.share > 0.5 and fact.share < 1]
-    share = float(np.mean([fact.share for fact in facts]))
+    full, empty = [[fact for fact in facts if fact.share == share] for share in (1, 0)]
+    inverted = [fact for fact in facts if fact.in_corners and 0.5 < fact.share < 1]
+    share = float(np.mean([fact.share for fact in facts if fact.share < 1] or [0]))
     if share > 0.5 or len(inverted) > n / 2:
         way_out = f' If the car is {others[0]} in them: --car-value "{others[0]}".' if others else ""
         warnings.append(
@@ -345,10 +354,9 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         )
     elif inverted:
         warnings.append(
-            f"{count(len(inverted), 'mask has', 'masks have')} car in all four corners of the photo and may be inverted, unlike the "
-            f"others: {name(inverted)}. Invert them, or leave close-ups as they are."
+            f"the masks may contradict each other: {len(inverted)} of {n} have car in all four corners of the photo, as if "
+            f"inverted: {name(inverted)}. Invert them, or leave them if they are close-ups."
         )
-    full = [fact for fact in facts if fact.share == 1]
     if full:
         warnings.append(
             f"{count(len(full), 'mask is', 'masks are')} all car, no background: {name(full)}. Draw them anew."
@@ -369,8 +377,11 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         warnings.append(
             f"{count(len(sure), 'mask')} may be upside down: {name(sure)}. Look at them, and turn them over."
         )
-    empty = [fact for fact in facts if fact.share == 0]
-    if empty:
+    if len(empty) == n:
+        warnings.append(
+            "no mask shows a car. Look at the masks, or say which of their values is the car's: --car-value"
+        )
+    elif empty:
         notes.append(
             f"{count(len(empty), 'photo shows', 'photos show')} no car, which is fine if it is meant: {name(empty)}"
         )

@@ -76,7 +76,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 )
         except (OSError, ImageCms.PyCMSError):
             pass  # what is no profile says nothing of the colours: sRGB, as every viewer has it
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def read_orientation(path: Path | str) -> int:

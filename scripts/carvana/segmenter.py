@@ -16,6 +16,9 @@ from carvana.runtime import choose_runtime, fold_batch_norm
 from carvana.weights import Description, load_network
 
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
+MANY_VALUES = (
+    2**26
+)  # of a photo of 22 megapixels: in floating point larger ones would take a gigabyte, see `Segmenter.logits`
 SURE_LOGIT = 2  # probability 0.88: the coarse pass takes specks on floors and walls for car, but is sure of none
 
 
@@ -124,6 +127,8 @@ class Segmenter:
                 "carvana.pictures.load_image reads such."
             )
         height, width = self.fit(*(native_size or image.shape[:2]))
+        if image.size > MANY_VALUES:
+            image = area_average(image, 2 * width, 2 * height)
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
         small = area_average(np.multiply(image, 1 / 255, dtype=np.float32), width, height)
         return self.coarse_to_fine(small) if self.fast else self.run_network(small)

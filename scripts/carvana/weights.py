@@ -11,7 +11,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from unet import UNet, check_image_size
 
-from carvana.files import write_file
+from carvana.files import PROJECT_DIR, write_file
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,17 @@ class Description:
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
 
+def find_weights(name: Path | str) -> Path:
+    """Find a file of weights by its path or its short name: `street` is checkpoints/carvana-unet-street.safetensors."""
+    shipped = PROJECT_DIR / f"checkpoints/carvana-unet-{name}.safetensors"
+    return shipped if not Path(name).exists() and shipped.is_file() else Path(name)
+
+
 def load_network(path: Path | str) -> tuple[UNet, Description]:
     """Rebuild a network from its .safetensors file alone.
+
+    Args:
+        path: The file, or its short name, see `find_weights`.
 
     Returns:
         The network in float32, for prediction, on the CPU; and the file's description.
@@ -50,7 +59,7 @@ def load_network(path: Path | str) -> tuple[UNet, Description]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or its tensors do not fit the network that it describes.
     """
-    path = Path(path)
+    path = find_weights(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
     if path.suffix != ".safetensors":
