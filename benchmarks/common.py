@@ -91,7 +91,7 @@ def parse_arguments(description: str, **defaults: int | None) -> argparse.Namesp
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main; a mistake is one sentence on stderr."""
-    from extra import run_command
+    from carvana.files import run_command
 
     run_command(lambda arguments: main())
 

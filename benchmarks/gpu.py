@@ -46,7 +46,7 @@ def our_epoch(
     """Yield images per second of an epoch, from the cache."""
     device = machine.choose_device("cuda")
     torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, machine.choose_precision("auto", device), compiled=False)
+    step = make_our_step(base_width, device, "auto", compiled=False)
     cache = build_cache(pairs, width, height, work_dir / "cache", quiet=True)
     batches = EpochBatches(list(range(len(pairs))), batch_size, shuffle=True)
     loader = make_loader(CarDataset(cache), batches, machine.choose_workers(None, device, 1), pin_memory=True)
@@ -66,7 +66,7 @@ def profile_steps(base_width: int, batch_size: int, width: int, height: int, com
     """Yield a table of where three steps spend their time on the GPU."""
     device = machine.choose_device("cuda")
     torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, machine.choose_precision("auto", device), compiled)
+    step = make_our_step(base_width, device, "auto", compiled)
     images, coverage = random_batch(batch_size, width, height)
     for _ in range(5):
         step(images, coverage)

@@ -17,17 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import common
-import extra
 import textbook
 from carvana.listing import list_files
 from carvana.pictures import IMAGE_SUFFIXES
+from carvana.weights import Description, load_network, save_weights
 from unet import UNet
 
 
 def random_weights(path: Path) -> Path:
     """Save a tiny network that has learnt nothing, to try the script out."""
-    description = dict(network=UNet(base_width=4).settings, image_width=48, image_height=32, threshold=0.5)
-    extra.save_weights(path, UNet(base_width=4), description)
+    save_weights(path, UNet(base_width=4), Description(48, 32, UNet(base_width=4).settings))
     return path
 
 
@@ -35,10 +34,10 @@ def textbook_prediction(
     photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path, fast: bool = False
 ) -> Iterator[float]:
     """Yield photos per second."""
-    network, description = extra.load_network(weights)
+    network, description = load_network(weights)
     output_dir = work_dir / "masks_textbook"
     output_dir.mkdir(exist_ok=True)
-    size = description["image_width"], description["image_height"]
+    size = description.image_width, description.image_height
     list(textbook.predict(network, photos[:2], *size, output_dir))
     yield 0.0
     while True:
@@ -85,8 +84,8 @@ def main() -> None:
         photos = [pair.image_path for pair in common.studio_photos(arguments.work_dir, arguments.cars, arguments.quick)]
         kind = "native photos"
     weights = choose_weights(arguments)
-    network, description = extra.load_network(weights)
-    size = f"{description['image_width']}x{description['image_height']}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
+    network, description = load_network(weights)
+    size = f"{description.image_width}x{description.image_height}, base width {network.settings['base_width']}, {os.cpu_count()} cores"
     for question, outputs, fast in (
         (f"prediction: {kind} to masks", ("mask",), False),
         (f"prediction --fast: {kind} to masks", ("mask",), True),

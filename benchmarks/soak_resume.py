@@ -2,11 +2,11 @@
 
     python benchmarks/soak_resume.py --kills 100
 
-A third of the interruptions are `kill -9` from outside, a random time after a random moment. The others strike at a chosen moment, which the
-process itself counts: within a step's bookkeeping, between two validation photos, half-way through the bytes of a file, between
-its temporary name and the renaming, between the two renamings of a checkpoint; one in five of these is SIGTERM or Ctrl-C instead.
-A run is interrupted up to five times, then goes on to its end and is compared. Prints `key: value` lines; exits with 1 if
-anything differs.
+Interruptions strike each kind of moment in turn, as the training itself passes it: within a step, in validation, half-way
+through the bytes of a file, before it is flushed, before and after it is renamed, between the two steps of a save. One kind is
+a kill from outside, some time after a random moment. Of five, one is SIGTERM or Ctrl-C, the others `kill -9`. A run is
+interrupted up to five times, then goes on to its end and is compared. Prints `key: value` lines; exits with 1 if anything
+differs.
 """
 
 import csv
@@ -20,12 +20,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # a process without further threads can be forked: PyTorch is imported once for all runs
-)
+os.environ["OMP_NUM_THREADS"] = "1"  # a process without further threads can be forked: PyTorch is imported once for all
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("scripts", "tests")]
 
 import cv2  # noqa: E402
@@ -34,10 +33,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import train  # noqa: E402
 import tyro  # noqa: E402
+from carvana import files  # noqa: E402
+from carvana.weights import read_tensors  # noqa: E402
 from conftest import draw_cars  # noqa: E402
 
-TIMING_COLUMNS = ("images_per_second", "data_wait", "seconds")
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+OUTSIDE = "from outside"
+TIMINGS = ("images_per_second", "data_wait", "seconds", "wait_seconds")
+PLACES = ("load_model", "checkpoint_dir", "prediction_dir", "mirror_dir")
+ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,)}  # exit codes, in and out of the loop
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ class Settings:
 
 
 class Moments:
-    """Counts, in the training process, the moments at which it may be struck, in memory that outlives the process."""
+    """The moments that a training passes, counted in memory that outlives its process."""
 
     def __init__(self):
-        self.memory = mmap.mmap(-1, 1 << 16)
+        self.memory = mmap.mmap(-1, 1 << 17)
 
     def clear(self) -> None:
         self.memory[:4] = struct.pack("<I", 0)
@@ -63,24 +66,36 @@ class Moments:
         count = struct.unpack("<I", self.memory[:4])[0]
         return [self.memory[4 + 32 * i : 36 + 32 * i].rstrip(b"\0").decode() for i in range(count)]
 
-    def pass_one(self, name: str, strike: tuple[str, int] | None, number: int) -> None:
-        """Note a moment; at the one that `strike` names, as the how-manieth of its kind, send this process a signal."""
+    def add(self, name: str) -> int:
+        """Note a moment; return how many of its kind came before."""
         passed = self.names()
-        count = len(passed)
-        self.memory[4 + 32 * count : 36 + 32 * count] = name.encode().ljust(32, b"\0")
-        self.memory[:4] = struct.pack("<I", count + 1)
-        if strike == (name, passed.count(name)):
-            os.kill(os.getpid(), number)
+        self.memory[4 + 32 * len(passed) : 36 + 32 * len(passed)] = name.encode().ljust(32, b"\0")
+        self.memory[:4] = struct.pack("<I", len(passed) + 1)
+        return passed.count(name)
 
 
 MOMENTS = Moments()
 
 
 def watch_moments(strike: tuple[str, int] | None, number: int) -> None:
-    """Put a moment before or after each thing that changes the run's state or its files."""
+    """Put moments round what changes a run's state or files; at the one to strike, send this process a signal."""
 
     def moment(name: str) -> None:
-        MOMENTS.pass_one(name, strike, number)
+        if (name, MOMENTS.add(name)) == strike:
+            os.kill(os.getpid(), number)
+
+    def around(module, name: str, before: str | None, after: str | None) -> None:
+        real = getattr(module, name)
+
+        def call(*arguments, **keywords):
+            if before:
+                moment(before)
+            result = real(*arguments, **keywords)
+            if after:
+                moment(after)
+            return result
+
+        setattr(module, name, call)
 
     class Halves:
         """A file that is struck when half of its bytes are written."""
@@ -89,55 +104,31 @@ def watch_moments(strike: tuple[str, int] | None, number: int) -> None:
             self.file = file
 
         def __enter__(self):
-            self.file.__enter__()
             return self
 
         def __exit__(self, *error):
-            return self.file.__exit__(*error)
+            self.file.close()
 
         def __getattr__(self, name):
             return getattr(self.file, name)
 
         def write(self, content):
-            content = memoryview(content)
             self.file.write(content[: len(content) // 2])
             self.file.flush()
             moment("half of a file written")
             self.file.write(content[len(content) // 2 :])
 
-    real_fsync, real_replace, real_dice, real_update = os.fsync, os.replace, extra.dice, train.update_average
-
-    def fsync(descriptor):
-        moment("before flushing to disk")
-        real_fsync(descriptor)
-
-    def replace(source, target):
-        name = Path(target).name
-        if ".previous" in name:
-            what = "before the first renaming"
-        elif name == "last.pt":
-            what = "between the two renamings"
-        else:
-            what = "temporary file not renamed"
-        moment(what)
-        real_replace(source, target)
-        moment("after a renaming")
-
-    def dice(*arguments):
-        moment("validation or score")
-        return real_dice(*arguments)
-
-    def update_average(*arguments):
-        moment("step, before the average")
-        real_update(*arguments)
-        moment("step, after the average")
-
-    extra.open = lambda path, mode: Halves(open(path, mode))
-    os.fsync, os.replace, extra.dice, train.update_average = fsync, replace, dice, update_average
+    files.open = lambda path, mode: Halves(open(path, mode))
+    around(os, "fsync", "file not flushed", None)
+    around(os, "replace", "file not renamed", "file renamed")
+    around(extra, "write_tensors", "between the steps of a save", None)
+    around(train, "update_average", "step, before the average", "step, after the average")
+    around(train, "validate", "before validation", "after validation")
+    around(extra, "choose_threshold", "before the score", None)
 
 
 def start(config: train.Config, log: Path, strike: tuple[str, int] | None = None, number: int = signal.SIGKILL) -> int:
-    """Fork a process that trains; give its id."""
+    """Fork a process that trains; return its id."""
     MOMENTS.clear()
     process = os.fork()
     if process:
@@ -151,6 +142,8 @@ def start(config: train.Config, log: Path, strike: tuple[str, int] | None = None
         code = 0
     except SystemExit as error:
         code = error.code
+    except KeyboardInterrupt:
+        code = 130
     except BaseException:
         traceback.print_exc()
     finally:
@@ -159,82 +152,66 @@ def start(config: train.Config, log: Path, strike: tuple[str, int] | None = None
 
 
 def wait(process: int) -> int:
-    """Exit code, or minus the signal that ended the process."""
+    """Return the exit code, or minus the signal that ended the process."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def can_resume(config: train.Config) -> bool:
-    """Before its first checkpoint a run has nothing to go on from, and begins again."""
-    return any((config.checkpoint_dir / name).exists() for name in ("last.pt", "last.previous.pt"))
+def kill_from_outside(process: int, moment: int, seconds: float) -> int:
+    """Kill a training some time after a moment: time alone would depend on how busy the machine is."""
+    while len(MOMENTS.names()) < moment and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.002)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)  # a process that has ended but was not waited for takes this calmly
+    return wait(process)
 
 
 def differing(one: object, other: object, name: str = "") -> list[str]:
-    """Name what differs between two checkpoints, by value and type, tensors by torch.equal; timings aside."""
-    if type(one) is not type(other):
-        return [name]
-    if isinstance(one, dict):
-        if list(one) != list(other):
-            return [name]
-        aside = (*TIMING_COLUMNS, "wait_seconds", "load_model", "checkpoint_dir", "prediction_dir", "mirror_dir")
-        return [found for key in one if key not in aside for found in differing(one[key], other[key], f"{name}/{key}")]
-    if isinstance(one, (list, tuple)):
-        if len(one) != len(other):
-            return [name]
+    """Name what differs between two values of a header; timings and places aside."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        keys = [key for key in one if key not in TIMINGS + PLACES]
+        return [found for key in keys for found in differing(one[key], other[key], f"{name}/{key}")]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [found for i, pair in enumerate(zip(one, other)) for found in differing(*pair, f"{name}/{i}")]
-    if isinstance(one, torch.Tensor):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [name]
     return [] if one == other else [name]
-
-
-def history(path: Path) -> list[dict]:
-    rows = csv.DictReader(path.read_text().splitlines())
-    return [{key: value for key, value in row.items() if key not in TIMING_COLUMNS} for row in rows]
-
-
-def shared_weights(path: Path) -> dict:
-    network, description = extra.load_network(path)
-    return dict(weights=dict(network.state_dict()), description=description)
 
 
 def compare_runs(folder: Path, reference: Path) -> list[str]:
     """Name all that differs between two finished runs: checkpoints, history, scores, pictures, and which files there are."""
-    found = []
-    files = [
-        {
-            str(path.relative_to(run))
-            for path in run.rglob("*")
-            if path.is_file() and path.name not in (".lock", "log.txt")
-        }
+    names = [
+        {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name[0] != "."} - {"log.txt"}
         for run in (folder, reference)
     ]
-    leftover = {"checkpoints/last.pt.new"}  # of a kill during the last save of an epoch; the next save takes its place
-    found += [f"the file {name}" for name in sorted((files[0] ^ files[1]) - leftover)]
-    for name in sorted(files[0] & files[1]):
+    found = [f"the file {name}" for name in sorted(names[0] ^ names[1])]
+    for name in sorted(names[0] & names[1]):
         ours, theirs = folder / name, reference / name
-        if name.endswith(".pt"):
-            if "previous" not in name:  # which save came before the last one depends on the interruptions
-                found += [
-                    f"{name}{what}" for what in differing(extra.read_checkpoint(ours), extra.read_checkpoint(theirs))
-                ]
+        if name.endswith(extra.PREVIOUS) or name.endswith("settings.json"):
+            continue  # which save came before the last one depends on the interruptions
         elif name.endswith(".safetensors"):
-            found += [f"{name}{what}" for what in differing(shared_weights(ours), shared_weights(theirs))]
+            (tensors, header), (other_tensors, other_header) = read_tensors(ours), read_tensors(theirs)
+            found += [f"{name}{what}" for what in differing(header, other_header)]
+            if tensors.keys() != other_tensors.keys():
+                found.append(f"{name}: names of tensors")
+            else:
+                found += [f"{name}/{key}" for key in tensors if not torch.equal(tensors[key], other_tensors[key])]
         elif name.endswith("history.csv"):
-            found += [name] * (history(ours) != history(theirs))
-        elif not name.endswith("settings.json"):
-            found += [name] * (ours.read_bytes() != theirs.read_bytes())
+            rows, other_rows = (list(csv.DictReader(path.read_text().splitlines())) for path in (ours, theirs))
+            found += [name] if differing(rows, other_rows) else []
+        else:
+            found += [name] if ours.read_bytes() != theirs.read_bytes() else []
     return found
 
 
 def soak(settings: Settings, folder: Path) -> dict:
-    """Interrupt, resume, compare; give what to print."""
+    """Interrupt, resume, compare; return what to print."""
     data = draw_cars(folder / "data")
 
-    def config_of(run: Path, load_model: bool = False) -> train.Config:
-        return train.Config(
+    def launch(run: Path, **strike) -> int:
+        checkpoint_dir = run / "checkpoints"
+        config = train.Config(
             train_image_dir=data / "train",
             train_mask_dir=data / "train_masks",
             cache_dir=folder / "cache",
-            checkpoint_dir=run / "checkpoints",
+            checkpoint_dir=checkpoint_dir,
             prediction_dir=run / "predictions",
             mirror_dir=run / "mirror",
             validation_share=0.34,
@@ -250,81 +227,57 @@ def soak(settings: Settings, folder: Path) -> dict:
             workers=0,
             device="cpu",
             precision=settings.precision,
-            load_model=load_model,
+            # Before its first checkpoint a run has nothing to go on from, and begins again.
+            load_model=any((checkpoint_dir / name).exists() for name in (extra.LAST, extra.PREVIOUS)),
         )
+        return start(config, run / "log.txt", **strike)
 
     reference = folder / "reference"
     reference.mkdir()
-    if code := wait(start(config_of(reference), reference / "log.txt")):
-        raise RuntimeError(f"the run that nobody interrupts failed with {code}: {(reference / 'log.txt').read_text()}")
+    if code := wait(launch(reference)):
+        raise RuntimeError(f"the run that nobody interrupts ended with {code}: {(reference / 'log.txt').read_text()}")
     moments = MOMENTS.names()
-    kinds = sorted(set(moments))
+    counts = Counter(moments)
+    kinds = [*sorted(counts), OUTSIDE]
 
     rng = np.random.default_rng(settings.seed)
-    struck: dict[str, int] = {}
-    exit_codes: dict[str, int] = {}
-    problems: list[str] = []
-    n_kills = n_runs = n_planned = 0
-    while n_kills < settings.kills:
+    struck, signals, problems, n_runs = Counter(), Counter(), [], 0
+    while struck.total() < settings.kills:
         run = folder / f"run_{n_runs:03d}"
         run.mkdir()
-        log = run / "log.txt"
-        wanted = min(int(rng.integers(1, 6)), settings.kills - n_kills)
         finished = False
-        done = 0  # moments that lie behind this run, about
-        for _ in range(wanted):
-            config = config_of(run, can_resume(config_of(run)))
-            outside = n_kills % 3 == 2
-            if outside:
-                # At a random time after a random moment: time alone would depend on how busy the machine is.
-                process = start(config, log)
-                moment = int(rng.integers(0, max(1, (len(moments) - done) // 2)))
-                while len(MOMENTS.names()) < moment and not os.waitid(
-                    os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT
-                ):
-                    time.sleep(0.002)
-                time.sleep(rng.uniform(0, 0.03))
-                os.kill(process, signal.SIGKILL)  # a process that has ended but was not waited for takes this calmly
-                code, how = wait(process), "kill"
+        n_wanted = min(int(rng.integers(1, 6)), settings.kills - struck.total())
+        for attempt in range(n_wanted):
+            kind = kinds[struck.total() % len(kinds)]
+            if kind == OUTSIDE:
+                number = signal.SIGKILL
+                moment = int(rng.integers(len(moments) // 2 if attempt == 0 else len(moments) // 8))
+                code = kill_from_outside(launch(run), moment, rng.uniform(0, 0.03))
             else:
-                # Kinds in turn, so that rare moments are struck as often as steps are; then one of that kind, soon enough
-                # to leave something for the next interruption.
-                ahead = [moments[done:].count(kind) for kind in kinds]
-                while not ahead[n_planned % len(kinds)]:
-                    n_planned += 1
-                strike = kinds[n_planned % len(kinds)], int(rng.integers(-(-ahead[n_planned % len(kinds)] // 3)))
-                how = "kill" if rng.random() < 0.8 else str(rng.choice(["term", "int"]))
-                code = wait(start(config, log, strike, SIGNALS[how]))
-            passed = MOMENTS.names()
-            done = min(done + len(passed), len(moments) - 1)
-            if code == 0:  # it was resumed so late that the moment never came
+                number = signal.SIGKILL if rng.random() < 0.8 else int(rng.choice([signal.SIGTERM, signal.SIGINT]))
+                # Soon, so that something is left for the next interruption. A new run is sure to come by.
+                strike = kind, int(rng.integers(-(-counts[kind] // 3) if attempt == 0 else 1))
+                code = wait(launch(run, strike=strike, number=number))
+            if code == 0:  # the moment lay behind a resumed run: the next run is struck there
                 finished = True
                 break
-            expected = -signal.SIGKILL if how == "kill" else 128 + SIGNALS[how]
-            if code != expected:
-                problems.append(
-                    f"{run.name} left with {code} instead of {expected} after {how}: {log.read_text()[-2000:]}"
-                )
-            n_kills += 1
-            n_planned += not outside
-            where = (passed[-1] if passed else "before the first moment") if outside else strike[0]
-            label = f"{where}{', from outside' if outside else ''}"
-            struck[label] = struck.get(label, 0) + 1
-            exit_codes[how] = exit_codes.get(how, 0) + 1
-        if not finished and (code := wait(start(config_of(run, can_resume(config_of(run))), log))):
-            problems.append(f"{run.name} failed with {code}: {log.read_text()[-2000:]}")
+            if code not in ENDS[number]:
+                text = (run / "log.txt").read_text()[-2000:]
+                problems.append(f"{run.name} left with {code} after signal {number} at {kind}: {text}")
+            struck[kind] += 1
+            signals[signal.Signals(number).name.lower()] += 1
+        if not finished and (code := wait(launch(run))):
+            problems.append(f"{run.name} ended with {code}: {(run / 'log.txt').read_text()[-2000:]}")
         else:
             problems += [f"{run.name} differs in {what}" for what in compare_runs(run, reference)]
         n_runs += 1
         if settings.keep is None and not problems:
             shutil.rmtree(run)
     return dict(
-        kills=exit_codes.get("kill", 0),
-        sigterm=exit_codes.get("term", 0),
-        sigint=exit_codes.get("int", 0),
+        **signals,
         runs=n_runs,
         moments_in_a_run=len(moments),
-        **{f"struck {name}": count for name, count in sorted(struck.items())},
+        **{f"struck {kind}": struck[kind] for kind in kinds},
         mismatches=len(problems),
         problems=problems,
     )
@@ -336,24 +289,18 @@ def main(args: list[str]) -> int:
     cv2.setNumThreads(1)
     for module in ("albumentations", "matplotlib.pyplot", "torch._dynamo"):  # imported once, before the first fork
         importlib.import_module(module)
-
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = settings.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         summary = soak(settings, folder)
     problems = summary.pop("problems")
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    for key, value in {
-        **summary,
-        "precision": settings.precision,
-        "seed": settings.seed,
-        "seconds": round(time.perf_counter() - begun),
-    }.items():
+    print(*problems, sep="\n", file=sys.stderr)
+    seconds = round(time.perf_counter() - begun)
+    for key, value in {**summary, "precision": settings.precision, "seed": settings.seed, "seconds": seconds}.items():
         print(f"{key}: {value}")
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    extra.run_command(main)
+    files.run_command(main)

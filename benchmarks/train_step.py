@@ -17,7 +17,6 @@ import textbook
 import torch
 import train
 from carvana import machine
-from unet import UNet
 
 FLOPS_PER_PIXEL = {
     16: 3 * 0.0925e6,
@@ -75,7 +74,6 @@ def our_steps(
     device = machine.choose_device(device)
     if device.type == "cpu":
         machine.keep_memory()
-    precision = machine.choose_precision(precision, device)
     torch.backends.cudnn.benchmark = True
     step = make_our_step(base_width, device, precision, compiled)
     images, coverage = random_batch(batch_size, width, height)
@@ -91,28 +89,13 @@ def our_steps(
         yield n_steps * batch_size / (clock() - started)
 
 
-def make_our_step(base_width: int, device: torch.device, precision: torch.dtype, compiled: bool):
-    """Make a function that trains on one batch as train.py does, and gives the loss still on the device."""
-    torch.manual_seed(0)
-    network = UNet(base_width=base_width).to(device, memory_format=torch.channels_last).train()
-    average = UNet(base_width=base_width).to(device, memory_format=torch.channels_last).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    model = torch.compile(network) if compiled else network
-
-    def step(images: torch.Tensor, coverage: torch.Tensor) -> torch.Tensor:
-        images, coverage = train.to_device(images, coverage, device)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = model(images)
-        loss = train.segmentation_loss(logits, coverage)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        train.update_average(average, network, 0.998, 1)
-        return loss.detach()
-
-    return step
+def make_our_step(base_width: int, device: torch.device, precision: str, compiled: bool):
+    """Make a function that trains on one batch as train.py does, and returns the loss still on the device."""
+    compile = "on" if compiled else "off"
+    config = train.Config(base_width=base_width, precision=precision, compile=compile, learning_rate=1e-4, warmup=0.0)
+    run = train.start_run(config, device, n_batches=1000)
+    run.network.train()
+    return lambda images, coverage: train.train_step(run, (images, coverage, torch.full_like(coverage, 255)))
 
 
 def convolution_ceiling(precision: torch.dtype) -> Iterator[float]:

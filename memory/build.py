@@ -14,9 +14,9 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 MEMORY_DIR = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import extra  # noqa: E402
 import figures  # noqa: E402
 import leak  # noqa: E402
+from carvana import files  # noqa: E402
 from unet import UNet  # noqa: E402
 
 import experiments  # noqa: E402
@@ -277,7 +277,7 @@ def build(settings: Settings) -> None:
         )
     build_dir = MEMORY_DIR / "build"
     runs = experiments.load_study(settings.results_dir)
-    extra.write_file(build_dir / "numbers.json", json.dumps(collect_numbers(settings.results_dir), indent=1).encode())
+    files.write_file(build_dir / "numbers.json", json.dumps(collect_numbers(settings.results_dir), indent=1).encode())
     shared = runs[0].facts["settings"]
     experiments.draw_curves(build_dir / "curves.svg", runs)
     experiments.draw_differences(build_dir / "differences.svg", experiments.compare(runs))
@@ -292,7 +292,7 @@ def build(settings: Settings) -> None:
         if "{p}" in settings.output.name:
             typst.compile(str(MEMORY_DIR / "memory.typ"), output=str(settings.output), format="png", ppi=80, **options)
         else:
-            extra.write_file(settings.output, typst.compile(str(MEMORY_DIR / "memory.typ"), format="pdf", **options))
+            files.write_file(settings.output, typst.compile(str(MEMORY_DIR / "memory.typ"), format="pdf", **options))
     except typst.TypstError as error:
         raise RuntimeError(f"memory/memory.typ cannot be set ({error}).") from error
     print(f"{settings.output}: built from {len(runs)} runs")
@@ -301,4 +301,4 @@ def build(settings: Settings) -> None:
 if __name__ == "__main__":
     import tyro
 
-    extra.run_command(lambda args: build(tyro.cli(Settings, args=args, description=__doc__)))
+    files.run_command(lambda args: build(tyro.cli(Settings, args=args, description=__doc__)))

@@ -19,8 +19,8 @@ import numpy as np
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import extra  # noqa: E402
 import train  # noqa: E402
+from carvana import files, metrics  # noqa: E402
 
 import experiments  # noqa: E402
 from data import Pair, limit_cars, require_pairs, split_cars  # noqa: E402
@@ -113,7 +113,7 @@ def measure_leak(output_dir: Path) -> dict[str, float]:
     """Compare the two finished runs: last Dice of each, and their difference with its 95 % interval over cars."""
     by_car, by_image = (experiments.load_run(output_dir / name) for name in ("leak_by_car", "leak_by_image"))
     differences, cars = experiments.pair_photos(by_image, by_car)
-    low, high = extra.bootstrap_interval(differences.tolist(), cars)
+    low, high = metrics.bootstrap_interval(differences.tolist(), cars)
     return dict(
         by_car=by_car.facts["last_dice"],
         by_image=by_image.facts["last_dice"],
@@ -127,4 +127,4 @@ def measure_leak(output_dir: Path) -> dict[str, float]:
 if __name__ == "__main__":
     import tyro
 
-    extra.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    files.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))

@@ -18,6 +18,7 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
+from carvana import files  # noqa: E402
 from carvana.arrays import map_threads
 from carvana.listing import list_files
 from carvana.masks import load_mask
@@ -57,11 +58,11 @@ def main(settings: Settings) -> None:
     rows = list(map_threads(measure, paths, "measuring"))
     numbers = dict(n_masks=len(rows)) | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     numbers |= dict(share_low=min(row["share"] for row in rows), share_high=max(row["share"] for row in rows))
-    extra.write_file(settings.output, json.dumps(numbers, indent=1).encode())
+    files.write_file(settings.output, json.dumps(numbers, indent=1).encode())
     print(json.dumps(numbers, indent=1))
 
 
 if __name__ == "__main__":
     import tyro
 
-    extra.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    files.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))

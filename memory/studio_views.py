@@ -1,6 +1,6 @@
 """Predict the 16 views of a car that nobody owns: the pictures of the report, since photos of the competition may not be shown.
 
-    python memory/studio_views.py --weights experiments/baseline/last.pt
+    python memory/studio_views.py --weights experiments/baseline/best.safetensors
 
 Leaves experiments/studio_views.csv (view, Dice), memory/studio_views.png and memory/studio_extremes.png.
 """
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
-from carvana.masks import load_mask
-from carvana.pictures import area_average, load_image, upsample
+from carvana import drawing, files  # noqa: E402
+from carvana.masks import load_mask  # noqa: E402
+from carvana.pictures import load_image  # noqa: E402
+from carvana.segmenter import Segmenter  # noqa: E402
 from studio import make_studio  # noqa: E402
 
 from data import require_pairs  # noqa: E402
@@ -27,7 +28,7 @@ from data import require_pairs  # noqa: E402
 class Settings:
     """Whose prediction of which car."""
 
-    weights: Path = PROJECT_DIR / "experiments/baseline/last.pt"  # the network
+    weights: Path = PROJECT_DIR / "experiments/baseline/best.safetensors"  # the network
     studio_seed: int = 2026  # the car and the room that it stands in
     width: int = 960  # size of the studio's photos in pixels
     height: int = 640  # likewise
@@ -36,37 +37,29 @@ class Settings:
     picture_dir: Path = PROJECT_DIR / "memory"  # gets the pictures
 
 
-@torch.inference_mode()
-def predict(network, description: dict, photo: np.ndarray) -> np.ndarray:
-    """Predict the mask (H, W), bool, of an RGB photo (H, W, 3), uint8, as training scores it: logits enlarged, then cut."""
-    small = area_average(photo, description["image_width"], description["image_height"])
-    logits = network(torch.from_numpy(small).permute(2, 0, 1)[None])[0, 0].numpy()
-    return upsample(logits, *photo.shape[:2]) > 0
-
-
 def main(settings: Settings) -> None:
-    network, description = extra.load_network(settings.weights)
+    segmenter = Segmenter(settings.weights)
     make_studio(settings.studio_dir, 1, settings.width, settings.height, settings.studio_seed)
     views = []
     for pair in require_pairs(settings.studio_dir / "train", settings.studio_dir / "train_masks"):
         photo, mask = load_image(pair.image_path), load_mask(pair.mask_path)
-        prediction = predict(network, description, photo)
+        prediction = segmenter(photo) > segmenter.threshold
         views.append(
             dict(view=pair.view, dice=extra.dice(prediction, mask), photo=photo, mask=mask, prediction=prediction)
         )
-    extra.write_table(settings.table, [dict(view=view["view"], dice=view["dice"]) for view in views])
+    files.write_table(settings.table, [dict(view=view["view"], dice=view["dice"]) for view in views])
 
     def small(photo: np.ndarray) -> np.ndarray:
-        return extra.area_fit(photo, 320)
+        return drawing.area_fit(photo, 320)
 
     sheet = []
     for start in range(0, len(views), 4):
         group = views[start : start + 4]
         titles = [f"view {view['view']:02d}: Dice {view['dice']:.4f}" for view in group]
         sheet.append(
-            (titles, [extra.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group])
+            (titles, [drawing.draw_errors(small(view["photo"]), view["mask"], view["prediction"]) for view in group])
         )
-    extra.save_picture(settings.picture_dir / "studio_views.png", extra.draw_sheet(sheet))
+    drawing.save_picture(settings.picture_dir / "studio_views.png", drawing.draw_sheet(sheet))
     extremes = []
     for label, view in (
         ("best", max(views, key=lambda view: view["dice"])),
@@ -74,15 +67,15 @@ def main(settings: Settings) -> None:
     ):
         photo = small(view["photo"])
         height, width = photo.shape[:2]
-        pictures = [photo, *(extra.draw_mask(view[key], width, height) for key in ("mask", "prediction"))]
-        pictures.append(extra.draw_errors(photo, view["mask"], view["prediction"]))
+        pictures = [photo, *(drawing.draw_mask(view[key], width, height) for key in ("mask", "prediction"))]
+        pictures.append(drawing.draw_errors(photo, view["mask"], view["prediction"]))
         extremes.append((f"{label}: view {view['view']:02d}, Dice {view['dice']:.4f}", pictures))
     captions = ["photo", "truth", "prediction", "red: false car, blue: missed"]
-    extra.save_picture(settings.picture_dir / "studio_extremes.png", extra.draw_sheet(extremes, captions))
+    drawing.save_picture(settings.picture_dir / "studio_extremes.png", drawing.draw_sheet(extremes, captions))
     print(f"mean Dice {np.mean([view['dice'] for view in views]):.4f} of {len(views)} views")
 
 
 if __name__ == "__main__":
     import tyro
 
-    extra.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    files.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))

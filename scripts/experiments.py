@@ -26,7 +26,9 @@ import extra
 import numpy as np
 import torch
 import train
-from carvana import files, machine
+from carvana import files, machine, metrics
+from carvana.segmenter import Segmenter
+from carvana.weights import build_network, load_network
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from unet import UNet
@@ -114,8 +116,8 @@ def list_configs(settings: Settings) -> list[train.Config]:
 
 
 def shareable(config: train.Config) -> dict:
-    """Give the settings that decide the result, without folders."""
-    return {key: value for key, value in train.plain(config).items() if key not in train.FREE_ON_RESUME}
+    """Return the settings that decide the result, without folders."""
+    return extra.settings_of_result(config)
 
 
 def check_same_run(folder: Path, before: dict, config: train.Config) -> None:
@@ -153,7 +155,7 @@ def run_all(configs: list[train.Config]) -> list[str]:
             run = load_run(folder)
             check_same_run(folder, run.facts["settings"], config)
             check_same_photos(folder, run.facts, fingerprint)
-        elif (folder / "last.pt").exists() and (folder / "settings.json").exists():
+        elif (folder / extra.LAST).exists() and (folder / "settings.json").exists():
             check_same_run(folder, json.loads((folder / "settings.json").read_text()), config)
     failed = []
     for number, config in enumerate(configs, start=1):
@@ -197,30 +199,28 @@ def enter_process(config: train.Config) -> None:
         os, "setpgrp"
     ):  # Ctrl-C reaches the study alone, which asks the training to stop: a second signal would end it unsaved
         os.setpgrp()
-    extra.run_command(lambda _: carry_out(config), [])
+    files.run_command(lambda _: carry_out(config), [])
 
 
 def carry_out(config: train.Config) -> None:
     """Train as far as is still to do, score the last weights too, and describe the run in run.json, dice.csv and history.csv."""
     folder = config.checkpoint_dir
     summary_path = folder / "summary.json"  # what train() returned: proof that the training is done
-    started = (folder / "last.pt").exists() or extra.previous_path(folder / "last.pt").exists()
+    started = (folder / extra.LAST).exists() or (folder / extra.PREVIOUS).exists()
     if not (started and summary_path.exists()):
         summary_path.unlink(missing_ok=True)
         config = dataclasses.replace(config, load_model=started)
         summary = {key: str(value) for key, value in train.train(config).items()}
-        extra.write_file(summary_path, json.dumps(summary).encode())
+        files.write_file(summary_path, json.dumps(summary).encode())
     summary = json.loads(summary_path.read_text())
 
     cache, train_rows, validation_rows = train.prepare_data(config, quiet=True)
     history, best_rows = read_table(folder / "history.csv"), read_table(folder / "scores.csv")
     best_epoch = max(history, key=lambda row: row["val_dice"])["epoch"]  # the first of equals, as in training
     # Where the last epoch was the best, both files hold the same weights.
-    last_rows = (
-        best_rows if best_epoch == config.epochs else score_weights(folder / "last.pt", config, cache, validation_rows)
-    )
+    last_rows = best_rows if best_epoch == config.epochs else score_last(config, cache, validation_rows)
     number_of = {car: number for number, car in enumerate(sorted({pair.car for pair in cache.pairs}), start=1)}
-    extra.write_table(
+    files.write_table(
         folder / "dice.csv",
         [
             dict(
@@ -228,13 +228,13 @@ def carry_out(config: train.Config) -> None:
                 view=int(best["view"]),
                 best=best["dice"],
                 last=last["dice"],
-                ceiling=best["ceiling"],
+                ceiling=best["upper_bound"],
             )
             for best, last in zip(best_rows, last_rows, strict=True)
         ],
     )
     device = machine.choose_device(config.device)
-    described = extra.read_checkpoint(folder / "best.pt")["description"]["trained"]
+    described = load_network(folder / extra.BEST)[1].trained
     run = dict(
         settings=shareable(config),
         data_fingerprint=cache.fingerprint,
@@ -246,7 +246,7 @@ def carry_out(config: train.Config) -> None:
         gflop=count_flop(config) / 1e9,
         seconds_per_epoch=float(np.median([row["seconds"] for row in history])),
         # A process that only scored, because the training was done, says nothing about training's memory.
-        peak_memory_mib=None if summary["images_per_second"] == "not measured" else float(summary["peak_memory_mib"]),
+        peak_memory_mib=float(summary["peak_memory_mib"]),
         best_epoch=int(best_epoch),
         best_dice=float(np.mean([row["dice"] for row in best_rows])),
         last_dice=float(np.mean([row["dice"] for row in last_rows])),
@@ -256,18 +256,17 @@ def carry_out(config: train.Config) -> None:
         torch=described["torch"],
         commit=tell_commit(),
     )
-    extra.write_file(folder / "run.json", json.dumps(run, indent=1).encode())
+    files.write_file(folder / "run.json", json.dumps(run, indent=1).encode())
 
 
-def score_weights(path: Path, config: train.Config, cache, rows: list[int]) -> list[dict]:
-    """Score a file's weights on validation photos at their own size, as train.py scores the best ones: a row a photo, by name."""
-    device = machine.choose_device(config.device)
-    network = extra.load_network(path)[0].to(device, memory_format=torch.channels_last)
-    logits = train.predict_rows(
-        network, cache, rows, config, device, machine.choose_precision(config.precision, device)
-    )
+def score_last(config: train.Config, cache, rows: list[int]) -> list[dict]:
+    """Score the last weights of a run as train.py scores the best ones: a row a photo."""
+    tensors, header = extra.read_run(config.checkpoint_dir)
+    last, description = build_network(config.checkpoint_dir, header, extra.select(tensors, "average"))
+    segmenter = Segmenter(last, config.device, description=description, n_parallel=machine.n_cores())
+    threshold = extra.choose_threshold(segmenter, cache, rows)
     no_baseline = np.zeros((config.image_height, config.image_width), np.float32)
-    return extra.score_images(((row, logit) for row, _, logit in logits), cache, no_baseline)
+    return extra.score_photos(segmenter, cache, rows, threshold, no_baseline)
 
 
 def count_flop(config: train.Config) -> int:
@@ -392,14 +391,14 @@ def compare(runs: list[Run]) -> list[dict]:
         for which in ("best", "last"):
             values = [photo[which] for photo in photos]
             row[f"{which}_dice"] = float(np.mean(values))
-            row[f"{which}_low"], row[f"{which}_high"] = extra.bootstrap_interval(values, cars)
+            row[f"{which}_low"], row[f"{which}_high"] = metrics.bootstrap_interval(values, cars)
         row |= dict(difference="", difference_low="", difference_high="", verdict="", difference_per_seed="")
         paired = [(run, baselines[run.seed]) for run in group if run.seed in baselines]
         if name != "baseline" and paired:
             per_seed = [pair_photos(run, baseline) for run, baseline in paired]
             values = np.concatenate([differences for differences, _ in per_seed])
             means = [float(np.mean(differences)) for differences, _ in per_seed]
-            low, high = extra.bootstrap_interval(values.tolist(), [car for _, cars in per_seed for car in cars])
+            low, high = metrics.bootstrap_interval(values.tolist(), [car for _, cars in per_seed for car in cars])
             agree = all(mean > 0 for mean in means) or all(mean < 0 for mean in means)
             row |= dict(difference=float(np.mean(values)), difference_low=low, difference_high=high)
             row["verdict"] = "differs" if agree and (low > 0 or high < 0) else "noise"
@@ -491,7 +490,7 @@ def new_figure(path: Path, width: float, height: float, columns: int = 1):
         yield figure.subplots(1, columns)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    extra.write_file(path, buffer.getvalue())
+    files.write_file(path, buffer.getvalue())
 
 
 def tell_change(name: str, row: dict) -> str:
@@ -553,7 +552,7 @@ def show(settings: Settings) -> None:
     """Print the table of the finished runs and write results.csv and the figures."""
     runs = load_study(settings.output_dir)
     table = compare(runs)
-    extra.write_table(settings.output_dir / "results.csv", table)
+    files.write_table(settings.output_dir / "results.csv", table)
     print(format_table(table))
     facts = runs[0].facts
     print(
@@ -587,4 +586,4 @@ def main(settings: Settings) -> None:
 if __name__ == "__main__":
     import tyro
 
-    extra.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    files.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))

@@ -1,599 +1,359 @@
-"""What surrounds training: checkpoints, metrics, the score card, pictures, and one way for commands to fail."""
+"""What surrounds training: the state of a run, its checkpoints and history, the score card."""
 
-import contextlib
-import csv
-import hashlib
-import io
+import dataclasses
 import json
 import math
 import os
-import pickletools
-import re
 import sys
-import zipfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from carvana.files import run_command, sync_folder, write_file  # noqa: F401  run_command: until all import it from there
-from carvana.masks import load_mask
-from carvana.pictures import upsample
-from PIL import Image, ImageDraw, ImageFont
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
-from torch import Tensor
-from unet import UNet, check_settings, count_values
+from carvana import machine
+from carvana.drawing import draw_curves, draw_predictions, draw_views, save_picture
+from carvana.files import copy_files, set_aside, sync_folder, write_file, write_table
+from carvana.metrics import dice, dice_by_threshold, find_edge, format_score_card, pixel_accuracy, summarise
+from carvana.pictures import area_average, upsample
+from carvana.segmenter import Segmenter, to_logit
+from carvana.settings import format_settings, plain_settings
+from carvana.weights import Description, load_network, read_tensors, save_weights, write_tensors
+from torch import Tensor, nn
+from unet import UNet
 
 from data import Cache
 
-EDGE_PIXELS = 5  # half the width of the band round the true edge in which edge_dice looks
-N_BOOTSTRAP = 2000
-TENSOR_NAMES = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2"} | {
-    f"torch.{kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
-}  # all that the pickle of a checkpoint may call
+# -------------------------------------------------------------------------------------------------------------- run
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches seen of the next one
+    n_seen: int = 0  # photos in these
+    seconds: float = 0.0  # of the current epoch, so far
+    wait_seconds: float = 0.0  # of these, spent waiting for data
+    best_dice: float = -1.0  # of the validated epochs
+    history: list[dict] = field(default_factory=list)  # a row for each epoch
+
+
+@dataclass
+class Run:
+    """All that a training carries from step to step."""
+
+    config: object  # train.Config
+    device: torch.device
+    precision: torch.dtype  # of the convolutions; weights, moments and loss are float32
+    network: UNet  # what learns
+    model: nn.Module  # the same as it is called: compiled, or wrapped for several processes
+    average: UNet  # moving average of its weights, which is validated and saved
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # at work in fp16 only
+    loss_sum: Tensor  # () on the device, over the photos seen in this epoch: reading it waits for a GPU
+    description: Description  # of the weights that it saves
+    n_batches: int  # steps an epoch
+    fingerprint: str = ""  # of the photos
+    progress: Progress = field(default_factory=Progress)
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
-
-def write_table(path: Path | str, rows: list[dict]) -> None:
-    """Write rows as a CSV file, whole or not at all; the first row's keys are the columns."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
+LAST, PREVIOUS, BEST = "last.safetensors", "last.previous.safetensors", "best.safetensors"  # names in checkpoint_dir
+# When a run is resumed these must be as they were, or its place in the epoch would mean nothing ...
+FIXED = "base_width depth kernel_size image_width image_height batch_size seed limit validation_share group_by".split()
+# ... and these, like all folders, do not touch the result. The others may change, and the change is printed.
+FREE = "load_model start_from workers device checkpoint_minutes".split()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `write_file` whose process was killed; those of living processes stay."""
-    for path in folder.glob("*.tmp"):
-        match = re.fullmatch(r".+\.(\d{1,7})\.tmp", path.name)
-        if match and os.name == "posix":  # elsewhere there is no harmless way to ask whether a process lives
-            try:
-                os.kill(int(match[1]), 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)
-            except PermissionError:  # it lives, and is another user's
-                pass
+def settings_of_result(config) -> dict:
+    """Return the settings that decide a run's result, as plain values: what can be told to others."""
+    return {key: value for key, value in plain_settings(config).items() if not (key in FREE or key.endswith("_dir"))}
 
 
-def previous_path(path: Path | str) -> Path:
-    """Name the checkpoint before this one: last.pt has last.previous.pt beside it."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
+def describe(config, network: UNet, **trained) -> Description:
+    """Describe the weights of a run: for which size they are, and how they are trained."""
+    trained["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    trained |= dict(settings=settings_of_result(config), torch=str(torch.__version__))
+    return Description(config.image_width, config.image_height, network.settings, trained=trained)
 
 
-def digest(value: object, n_values: int | None = None, n_bytes: int | None = None) -> str:
-    """Hash tensors and plain values, in dictionaries and lists, by their content.
-
-    Args:
-        value: What to hash.
-        n_values: At most so many values may be met: in a forged file lists that hold each other grow beyond all bounds.
-        n_bytes: Likewise for the bytes of tensors, which may be views of a single number.
+def save_run(run: Run) -> None:
+    """Save all of a run that resuming it needs, and keep the save before as last.previous.safetensors.
 
     Raises:
-        TypeError: If there is anything else: a file that held it could not be loaded safely.
-        ValueError: If there is more than allowed.
-    """
-    sha = hashlib.sha256()
-    left = dict(values=n_values, bytes=n_bytes)
-
-    def spend(what: str, amount: int) -> None:
-        if left[what] is not None:
-            left[what] -= amount
-            if left[what] < 0:
-                raise ValueError("it claims to hold more than its own size")
-
-    def update(value: object) -> None:
-        spend("values", 1)
-        if isinstance(value, Tensor):
-            spend("bytes", value.nbytes)
-            tensor = value.detach().cpu().contiguous()
-            sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
-        elif isinstance(value, dict):
-            sha.update(b"{")
-            for key in value:
-                update(key)
-                update(value[key])
-            sha.update(b"}")
-        elif isinstance(value, (list, tuple)):
-            sha.update(b"[")
-            for item in value:
-                update(item)
-            sha.update(b"]")
-        elif value is None or type(value) in (bool, int, float, str):
-            sha.update(repr(value).encode() + b";")
-        else:
-            raise TypeError(f"a checkpoint must hold tensors and plain values only, got {type(value).__name__}")
-
-    update(value)
-    return sha.hexdigest()
-
-
-def save_checkpoint(
-    path: Path | str, state: dict, keep_previous: bool = False, mirror_dir: Path | str | None = None
-) -> None:
-    """Save tensors and plain values with a checksum, whole or not at all.
-
-    Args:
-        path: The file.
-        state: Dictionaries and lists of tensors, numbers, strings, True, False and None.
-        keep_previous: Keep the file that stood there as `<name>.previous.pt`.
-        mirror_dir: A second folder, such as a mounted Drive, which gets a copy. When it fails, that is said and
-            training goes on: the first copy is safe.
-
-    Raises:
+        RuntimeError: If loss or weights are no longer finite: that must not replace what can be resumed.
         OSError: If the file cannot be written.
     """
-    path = Path(path)
-    buffer = io.BytesIO()
-    torch.save({**state, "checksum": digest(state)}, buffer)
-    content = buffer.getbuffer()
-    staged = path.with_name(path.name + ".new")
-    write_file(staged, content)
-    if keep_previous and path.exists():
-        os.replace(path, previous_path(path))
-    os.replace(staged, path)
-    sync_folder(path.parent)
-    mirror_file(path, mirror_dir)
+    tensors = {f"network/{name}": tensor for name, tensor in run.network.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in run.average.state_dict().items()}
+    for name, parameter in run.network.named_parameters():
+        moments = run.optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer/{name}/{key}": moment for key, moment in moments.items()}
+    tensors["loss_sum"] = run.loss_sum
+    check_finite(run, *tensors.values())
+    path = run.config.checkpoint_dir / LAST
+    if path.exists():
+        os.replace(path, path.with_name(PREVIOUS))
+        sync_folder(path.parent)
+    write_tensors(
+        path,
+        tensors,
+        progress=dataclasses.asdict(run.progress),
+        scaler=run.scaler.state_dict(),
+        settings=plain_settings(run.config),
+        fingerprint=run.fingerprint,
+        description=dataclasses.asdict(run.description),
+    )
 
 
-def mirror_file(path: Path, mirror_dir: Path | str | None) -> None:
-    """Copy a whole file to a second folder, if there is one."""
-    if mirror_dir is None:
-        return
-    with mirror_may_fail():
-        write_file(Path(mirror_dir) / path.name, path.read_bytes())
+def check_finite(run: Run, *tensors: Tensor) -> None:
+    """Raise a RuntimeError with the way out unless all numbers are finite."""
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        place = f"epoch {run.progress.epoch + 1}, by batch {run.progress.batch}"
+        raise RuntimeError(
+            f"loss or weights are no longer finite in {place}. Lower learning_rate, or use --precision float32; "
+            "--load-model resumes from the last checkpoint, which is sound."
+        )
 
 
-@contextlib.contextmanager
-def mirror_may_fail():
-    """When the mirror fails, say so and go on: the first copy is safe."""
-    try:
-        yield
-    except OSError as error:
-        print(f"warning: the mirror failed: {error}", file=sys.stderr)
-
-
-def read_checkpoint(path: Path | str) -> dict:
-    """Read one checkpoint, trusting nothing in it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        PermissionError: If the file carries code; it is not run.
-        ValueError: If the file is damaged, altered or not a checkpoint of this project.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
-    try:
-        # The archive is of stored, not packed, members, so nothing in it can be larger than the file.
-        n_bytes = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
-                sum(member.file_size for member in members) > n_bytes
-            ):
-                raise ValueError("it claims to hold more than its own size")
-            pickles = [member for member in members if member.filename.endswith(".pkl")]
-            if len(pickles) != 1 or len({member.filename for member in members}) != len(members):
-                raise ValueError("it must hold one table of contents")
-            pickled = archive.read(pickles[0])
-        code = sorted(foreign_names(pickled))
-        if code:
-            raise PermissionError(
-                f"{path} carries code ({', '.join(code[:3])}), which was not run. Do not use it: checkpoints of this "
-                "project hold tensors and plain values only."
-            )
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        checksum = state.pop("checksum", None) if isinstance(state, dict) else None
-        if checksum is None:
-            raise ValueError("it has no checksum, so it is not from this project")
-        if checksum != digest(
-            state, n_values=len(pickled), n_bytes=n_bytes
-        ):  # a value takes at least a byte of the pickle
-            raise ValueError("its content does not fit its checksum")
-    except (PermissionError, FileNotFoundError):
-        raise
-    except Exception as error:  # a damaged archive can fail anywhere in zipfile or torch
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or not a checkpoint of this project ({reason}).") from error
-    return state
-
-
-def foreign_names(pickled: bytes) -> set[str]:
-    """List what a pickle would call beyond what tensors need, without running any of it.
-
-    This is stricter than `weights_only=True`, which also lets a file ask for an array of a terabyte.
-    """
-    names = set()
-    for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name == "GLOBAL":
-            names.add(argument.replace(" ", "."))
-        elif operation.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
-            names.add(operation.name)
-    return names - TENSOR_NAMES
-
-
-def load_checkpoint(path: Path | str) -> dict:
-    """Read a checkpoint or, if it is damaged or missing, the one before it, saying so.
+def read_run(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read the tensors and the header of last.safetensors or, if that is damaged or missing, of the one before.
 
     Raises:
-        FileNotFoundError: If neither exists.
-        PermissionError: If the file carries code.
-        ValueError: If both are damaged.
+        FileNotFoundError: If there is neither.
+        ValueError: If both are damaged, or hold something else.
     """
-    path, previous = Path(path), previous_path(path)
-    if not path.exists() and not previous.exists():
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not last.exists() and not previous.exists():
         raise FileNotFoundError(
-            f"{path} does not exist, so there is nothing to go on from. Train without --load-model first."
+            f"{last} does not exist, so there is nothing to resume. Train without --load-model first."
         )
     try:
-        return read_checkpoint(path)
+        tensors, header = read_tensors(last)
     except (FileNotFoundError, ValueError) as error:
         if not previous.exists():
             raise
-        print(f"{error} Going on from {previous}.", file=sys.stderr)
-        return read_checkpoint(previous)
+        print(f"{error} Resuming from {previous}.", file=sys.stderr)
+        tensors, header = read_tensors(previous)
+    if "progress" not in header:
+        raise ValueError(f"{last} does not hold a training. Use --start-from to begin with its weights.")
+    return tensors, header
 
 
-def build_network(description: dict, shapes: dict[str, tuple], path: Path) -> UNet:
-    """Build the network that a file describes, once it is certain that the file holds as many numbers as that takes.
-
-    Raises:
-        ValueError: If settings are out of range or a tensor is missing, too many or of another shape.
-    """
-    try:
-        settings = {str(key): value for key, value in description["network"].items()}
-        check_settings(**settings)
-        if count_values(**settings) != sum(math.prod(shape) for shape in shapes.values()):
-            raise ValueError("its tensors do not fit the network that it describes")
-        network = UNet(**settings)
-        width, height, threshold = (description[key] for key in ("image_width", "image_height", "threshold"))
-        for side in (width, height):
-            if type(side) is not int or not 0 < side <= 16384 or side % 2 ** settings["depth"]:
-                raise ValueError(f"image size {width}x{height} is out of range")
-        if not (isinstance(threshold, float) and 0 < threshold < 1):
-            raise ValueError(f"threshold must be in (0, 1), got {threshold!r}")
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        if expected != shapes:
-            differing = sorted(set(expected.items()) ^ set(shapes.items()))[0][0]
-            raise ValueError(f"tensor {differing} does not fit the network that the file describes")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not describe a U-Net of this project ({error}). Use a file that train.py saved."
-        ) from error
-    return network
-
-
-def load_network(path: Path | str) -> tuple[UNet, dict]:
-    """Rebuild a network from its file alone: .safetensors, or best.pt or last.pt of a training.
-
-    Returns:
-        The network in float32, for prediction, on the CPU; and its description: image_width and image_height (pixels)
-        at which it was trained, threshold (probability), network (its settings), trained (how).
+def restore_run(run: Run) -> None:
+    """Bring a run to where its last checkpoint stands.
 
     Raises:
-        FileNotFoundError, PermissionError, ValueError: As `read_checkpoint`.
+        FileNotFoundError, ValueError: If there is none, or it cannot be resumed with these settings and photos.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
-        try:
-            with safe_open(path, framework="pt") as file:  # it has compared the header with the file's size
-                description = json.loads((file.metadata() or {})["description"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is damaged or not a file of this project's weights ({error}).") from error
-    else:
-        state = read_checkpoint(path)
-        description, weights = state.get("description"), state.get("weights")
-        if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-            raise ValueError(f"{path} does not hold the weights of a network. Use a file that train.py saved.")
-    network = build_network(description, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
-    weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    for name, tensor in network.state_dict().items():
-        if weights[name].dtype != tensor.dtype or not weights[name].isfinite().all():
+    folder = run.config.checkpoint_dir
+    tensors, header = read_run(folder)
+    before, now = header["settings"], plain_settings(run.config)
+    for name in FIXED:
+        if before[name] != now[name]:
             raise ValueError(
-                f"{path} must hold finite numbers of the network's types, got others in {name}. Use another file."
+                f"{name} must be {before[name]}, as when {folder / LAST} was saved, got {now[name]}. "
+                "Set it back, or train anew without --load-model."
             )
-    network.load_state_dict(weights, assign=True)
-    return network.eval().requires_grad_(False), description
+    if header["fingerprint"] != run.fingerprint:
+        raise ValueError(
+            f"the photos must be those that {folder / LAST} was trained on, but files were added, removed or changed. "
+            "Put them back, or train anew without --load-model."
+        )
+    for part in ("network", "average"):
+        getattr(run, part).load_state_dict(select(tensors, part))
+    for name, parameter in run.network.named_parameters():
+        moments = select(tensors, f"optimizer/{name}")
+        # In the memory format of their parameter: the optimizer goes through both as they lie in memory.
+        for key in moments.keys() - {"step"}:
+            moments[key] = torch.empty_like(parameter).copy_(moments[key])
+        if moments:
+            run.optimizer.state[parameter] = moments | {"step": moments["step"].to(run.device)}
+    run.loss_sum.copy_(tensors["loss_sum"])
+    if header["scaler"] and run.scaler.is_enabled():  # a run may be resumed in another precision
+        run.scaler.load_state_dict(header["scaler"])
+    run.progress = Progress(**header["progress"])
+    run.description.trained["started_from"] = header["description"]["trained"]["started_from"]
+    if not (folder / BEST).exists():
+        run.progress.best_dice = -1.0  # the next validated weights take its place
+    for name in settings_of_result(run.config):
+        if before.get(name, now[name]) != now[name]:
+            print(f"changed since the run began: {name}, from {before[name]} to {now[name]}")
+    print(f"resuming {folder / LAST} from epoch {run.progress.epoch + 1}, batch {run.progress.batch + 1}")
 
 
-def save_weights(path: Path | str, network: UNet, description: dict) -> None:
-    """Save a network for others as safetensors: convolutions in 16-bit floats, batch norm and colours in 32, and its
-    description as JSON beside them. Such a file cannot carry code."""
-    weights = {
-        name: (tensor.half() if tensor.dim() == 4 and not name.startswith("colour") else tensor).contiguous().cpu()
-        for name, tensor in network.state_dict().items()
-    }
-    write_file(path, safetensors_bytes(weights, metadata={"format": "pt", "description": json.dumps(description)}))
+def select(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Pick the tensors whose names begin with `part/`, without that."""
+    return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
 
 
-# ---------------------------------------------------------------------------------------------------------- metrics
+def begin_run(run: Run, rank: int) -> None:
+    """Resume a run, with its files from the mirror if the machine is new; or set an earlier one in the folder aside."""
+    folder, mirror = run.config.checkpoint_dir, run.config.mirror_dir
+    holds_run = lambda place: place is not None and any((place / name).exists() for name in (LAST, PREVIOUS))
+    if run.config.load_model:
+        if rank == 0 and holds_run(mirror) and not holds_run(folder):
+            copy_files(mirror, folder)
+        restore_run(run)
+    elif rank == 0:
+        for place in filter(holds_run, (folder, mirror)):
+            print(f"the earlier run is now in {set_aside(place)}; delete it, or go on with it by --load-model there")
+    if rank == 0:
+        write_file(folder / "settings.json", json.dumps(plain_settings(run.config), indent=1).encode())
 
 
-def dice(prediction: np.ndarray, mask: np.ndarray) -> float:
-    """Dice coefficient of one image, in [0, 1]: 2 |A and B| / (|A| + |B|); 1 if both are empty.
-
-    Args:
-        prediction: (height, width), bool.
-        mask: (height, width), bool.
-
-    Example:
-        >>> dice(np.array([[True, True, False]]), np.array([[True, False, False]]))
-        0.6666666666666666
-        >>> dice(np.zeros((2, 2), bool), np.zeros((2, 2), bool))
-        1.0
-    """
-    area = np.count_nonzero(prediction) + np.count_nonzero(mask)
-    return float(2 * np.count_nonzero(prediction & mask) / area) if area else 1.0
+def copy_to_mirror(run: Run) -> None:
+    if run.config.mirror_dir is not None:
+        copy_files(run.config.checkpoint_dir, run.config.mirror_dir, skip=PREVIOUS)
 
 
-def pixel_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the pixels of one image that are right, in [0, 1]. Black alone scores 0.79 on Carvana: read Dice."""
-    return float(np.count_nonzero(prediction == mask) / mask.size)
-
-
-def edge_dice(prediction: np.ndarray, mask: np.ndarray, pixels: int = EDGE_PIXELS) -> float:
-    """Dice among the pixels at most `pixels` from the true edge, in [0, 1]; 1 if the mask has no edge."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
-    mask8 = mask.view(np.uint8)
-    # Outside the frame is neither car nor background: it must not grow a band of its own along the border.
-    band = cv2.dilate(mask8, disc, borderType=cv2.BORDER_REPLICATE) != cv2.erode(
-        mask8, disc, borderType=cv2.BORDER_REPLICATE
+def start_epoch(run: Run) -> None:
+    """Move to the beginning of the next epoch."""
+    run.progress = dataclasses.replace(
+        run.progress, epoch=run.progress.epoch + 1, batch=0, n_seen=0, seconds=0.0, wait_seconds=0.0
     )
-    return dice(prediction[band], mask[band])
+    run.loss_sum.zero_()
 
 
-def score_image(logits: np.ndarray, coverage: np.ndarray, mean_mask: np.ndarray, cache: Cache, row: int) -> dict:
-    """Score one validation photo at its own size.
-
-    Args:
-        logits: (h, w), float32, at training size.
-        coverage: (h, w), uint8: the true coverage, whose enlargement is the best that this size can reach.
-        mean_mask: (h, w), float32: mean coverage of the training photos, in [0, 1]; a baseline.
-        cache: Where the photo stands.
-        row: Its row.
-    """
-    cache.check_unchanged(row)
-    pair = cache.pairs[row]
-    mask = load_mask(pair.mask_path)
-    enlarged = upsample(logits, *mask.shape)
-    prediction = enlarged > 0
-    mean_prediction = upsample(mean_mask, *mask.shape) > 0.5
-    return dict(
-        name=pair.name,
-        car=pair.car,
-        view=pair.view,
-        dice=dice(prediction, mask),
-        accuracy=pixel_accuracy(prediction, mask),
-        edge_dice=edge_dice(prediction, mask),
-        ceiling=dice(upsample(coverage.astype(np.float32), *mask.shape) > 127.5, mask),
-        mean_mask_dice=dice(mean_prediction, mask),
-        mean_mask_accuracy=pixel_accuracy(mean_prediction, mask),
-        black_dice=dice(np.zeros_like(mask), mask),
-        black_accuracy=1 - float(mask.mean()),
-        share=float(prediction.mean()),
-        dice_by_threshold=dice_by_threshold(enlarged, mask),
+def finish_epoch(run: Run, val_loss: float, val_dice: float) -> None:
+    """Note the epoch in the history; save the weights if they are the best so far, then the run."""
+    progress, folder = run.progress, run.config.checkpoint_dir
+    row = dict(
+        epoch=progress.epoch + 1,
+        train_loss=run.loss_sum.item() / progress.n_seen,
+        val_loss=val_loss,
+        val_dice=val_dice,
+        learning_rate=run.optimizer.param_groups[0]["lr"],
+        images_per_second=round(progress.n_seen / progress.seconds, 3),
+        data_wait=round(progress.wait_seconds / progress.seconds, 6),
+        seconds=round(progress.seconds, 3),
     )
+    progress.history.append(row)
+    write_table(folder / "history.csv", progress.history)
+    if val_dice > progress.best_dice:
+        progress.best_dice = val_dice
+        save_weights(folder / BEST, run.average, run.description)
+    start_epoch(run)
+    save_run(run)
+    copy_to_mirror(run)
+    if row["epoch"] == 1:
+        print("  ".join(f"{name:>8}" for name in row))
+    print("  ".join(f"{value:>{max(8, len(name))}.5g}" for name, value in row.items()), flush=True)
 
 
-THRESHOLD_LOGITS = np.arange(-32, 33) / 16  # probabilities 0.12 to 0.88
+# ------------------------------------------------------------------------------------------------------- score card
+
+THRESHOLDS = np.arange(12, 89) / 100  # probabilities to choose the threshold from
+N_THRESHOLD = 256  # the most photos that it is chosen on
 
 
-def dice_by_threshold(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Dice at each of THRESHOLD_LOGITS, from two histograms instead of 65 comparisons."""
-    n = len(THRESHOLD_LOGITS)
-    bins = np.clip(np.ceil(logits * 16 + 32), 0, n).astype(np.intp)  # bin k: above the first k thresholds
-    total = np.bincount(bins.ravel(), minlength=n + 1)[::-1].cumsum()[::-1][1:]
-    hits = np.bincount(bins[mask], minlength=n + 1)[::-1].cumsum()[::-1][1:]
-    area = total + np.count_nonzero(mask)
-    return np.where(area > 0, 2 * hits / np.maximum(area, 1), 1.0)
+def choose_threshold(segmenter: Segmenter, cache: Cache, rows: Sequence[int]) -> float:
+    """Choose the probability from which a pixel is car, on photos spread evenly, at full resolution."""
+    levels = np.array([to_logit(threshold) for threshold in THRESHOLDS], np.float32)
+
+    def score(row: int) -> np.ndarray:
+        mask, known = cache.load_mask(row)
+        logits = segmenter.read(cache.pairs[row].image_path)
+        return (
+            dice_by_threshold(logits, mask, levels)
+            if known is None
+            else dice_by_threshold(logits[known], mask[known], levels)
+        )
+
+    curves = machine.map_photos(score, rows[:: math.ceil(len(rows) / N_THRESHOLD)])
+    # Among equally good thresholds the one nearest to one half.
+    order = np.lexsort((np.abs(THRESHOLDS - 0.5), -np.mean(curves, axis=0).round(6)))
+    return float(THRESHOLDS[order[0]])
 
 
-def bootstrap_interval(values: Iterable[float], cars: Iterable[str], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a mean over images, by drawing whole cars: the 16 views of a car are not independent."""
-    groups: dict[str, list[float]] = {}
-    for value, car in zip(values, cars):
-        groups.setdefault(car, []).append(value)
-    sums = np.array([[sum(group), len(group)] for group in groups.values()])
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(N_BOOTSTRAP, len(sums)))
-    totals = sums[drawn].sum(axis=1)
-    low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
-    return float(low), float(high)
-
-
-def score_images(predictions: Iterable[tuple[int, np.ndarray]], cache: Cache, mean_mask: np.ndarray) -> list[dict]:
-    """Score validation photos at their own size while the network goes on with the next ones.
+def score_photos(
+    segmenter: Segmenter, cache: Cache, rows: Sequence[int], threshold: float, mean_mask: np.ndarray
+) -> list[dict]:
+    """Score photos at full resolution, as `predict.py` segments them.
 
     Args:
-        predictions: Row and logits (h, w), float32, of each photo.
-        cache: The photos' cache.
-        mean_mask: Baseline, see `score_image`.
+        segmenter: The trained network.
+        cache: The photos.
+        rows: Which of them.
+        threshold: Probability from which a pixel is car.
+        mean_mask: (h, w), float32 in [0, 1]: mean coverage of the training photos, as a baseline.
 
     Returns:
-        A row of scores for each photo, sorted by name.
+        Scores of each photo, in the order of `rows`.
     """
-    coverage = cache.coverage
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [
-            pool.submit(score_image, logits, np.array(coverage[row]), mean_mask, cache, row)
-            for row, logits in predictions
-        ]
-        return sorted((future.result() for future in futures), key=lambda row: row["name"])
+
+    def score(row: int) -> dict:
+        pair, (mask, known) = cache.pairs[row], cache.load_mask(row)
+        prediction = segmenter.read(pair.image_path) > to_logit(threshold)
+        height, width = segmenter.fit(*mask.shape)
+        bound = upsample(area_average(mask.astype(np.float32), width, height), *mask.shape) > 0.5
+        baseline = upsample(mean_mask, *mask.shape) > 0.5
+        edge = find_edge(mask)
+        if known is not None:  # from here on nothing is seen but known pixels
+            edge = edge[known]
+            mask, prediction, bound, baseline = (each[known] for each in (mask, prediction, bound, baseline))
+        return dict(
+            name=pair.name,
+            car=pair.car,
+            view=pair.view,
+            dice=dice(prediction, mask),
+            accuracy=pixel_accuracy(prediction, mask),
+            edge_dice=dice(prediction[edge], mask[edge]),
+            upper_bound=dice(bound, mask),
+            mean_mask_dice=dice(baseline, mask),
+            mean_mask_accuracy=pixel_accuracy(baseline, mask),
+            black_dice=dice(np.zeros_like(mask), mask),
+            black_accuracy=1 - float(mask.mean()),
+            car_fraction=float(prediction.mean()),
+        )
+
+    return machine.map_photos(score, rows)
 
 
-def summarise(rows: list[dict]) -> dict:
-    """Make a score card of scored images; the threshold tuned on them leaves their rows."""
-    cars = [row["car"] for row in rows]
-    card = {
-        key: float(np.mean([row[key] for row in rows]))
-        for key in rows[0]
-        if key not in ("name", "car", "view", "dice_by_threshold")
-    }
-    card["dice_low"], card["dice_high"] = bootstrap_interval([row["dice"] for row in rows], cars)
-    by_threshold = np.mean([row.pop("dice_by_threshold") for row in rows], axis=0)
-    # Among equally good thresholds the one nearest to one half.
-    best = np.lexsort((np.abs(THRESHOLD_LOGITS), -by_threshold.round(6)))[0]
-    card["threshold"] = float(1 / (1 + math.exp(-THRESHOLD_LOGITS[best])))
-    card["dice_at_threshold"] = float(by_threshold[best])
-    card["n_images"], card["n_cars"] = len(rows), len(set(cars))
-    views = sorted({row["view"] for row in rows} - {0})
-    card["dice_per_view"] = {
-        f"{view:02d}": float(np.mean([row["dice"] for row in rows if row["view"] == view])) for view in views
-    }
+def score_run(run: Run, cache: Cache, train_rows: Sequence[int], rows: Sequence[int]) -> dict:
+    """Choose the threshold of a run's best weights, score them as `predict.py` will use them, save and print it all."""
+    folder, picture_dir = run.config.checkpoint_dir, run.config.prediction_dir
+    if not (folder / BEST).exists():  # lost after the last epoch
+        save_weights(folder / BEST, run.average, run.description)
+    segmenter = Segmenter(folder / BEST, run.config.device, n_parallel=machine.n_cores())
+    some = train_rows[:: max(1, len(train_rows) // 512)]
+    mean_mask = np.mean([cache.coverage[row] / np.float32(255) for row in some], axis=0)
+    threshold = choose_threshold(segmenter, cache, rows)
+    scores = score_photos(segmenter, cache, rows, threshold, mean_mask)
+    card = summarise(scores, threshold)
+    network, description = load_network(folder / BEST)
+    trained = {**description.trained, "epochs": run.progress.epoch, "score_card": card}
+    save_weights(folder / BEST, network, dataclasses.replace(description, threshold=threshold, trained=trained))
+    write_file(folder / "score_card.json", json.dumps(card, indent=1).encode())
+    write_table(folder / "scores.csv", scores)
+    copy_to_mirror(run)
+    print(format_score_card(card))
+    save_picture(picture_dir / "curves.png", draw_curves(run.progress.history))
+    worst = [rows[index] for index in sorted(range(len(rows)), key=lambda index: scores[index]["dice"])[:6]]
+    save_picture(picture_dir / "worst.png", draw_predictions(segmenter, cache, worst))
+    views = [row for row in rows if cache.pairs[row].car == cache.pairs[rows[0]].car]
+    save_picture(picture_dir / "views.png", draw_views(segmenter, cache, views))
     return card
 
 
-def format_score_card(card: dict) -> str:
-    """Lay the score card out for reading."""
-    lines = [
-        f"score card at the photos' own size: {card['n_images']} photos of {card['n_cars']} cars",
-        f"  Dice            {card['dice']:.5f}   95 % interval {card['dice_low']:.5f} to {card['dice_high']:.5f}, bootstrap over cars",
-        f"  pixel accuracy  {card['accuracy']:.5f}",
-        f"  edge Dice       {card['edge_dice']:.5f}   within {EDGE_PIXELS} pixels of the true edge",
-        f"  best threshold  {card['threshold']:.3f}     where Dice is {card['dice_at_threshold']:.5f}",
-        f"  ceiling         {card['ceiling']:.5f}   Dice of the true coverage at training size, enlarged",
-        f"  mean mask       {card['mean_mask_dice']:.5f}   accuracy {card['mean_mask_accuracy']:.5f}",
-        f"  all black       {card['black_dice']:.5f}   accuracy {card['black_accuracy']:.5f}",
-    ]
-    if card["share"] < 0.001:
-        lines.append("  warning: the predictions are all background. Train longer, or lower the learning rate.")
-    if card["share"] > 0.999:
-        lines.append("  warning: the predictions are all car. Train longer, or lower the learning rate.")
-    views = [f"{view} {value:.4f}" for view, value in card["dice_per_view"].items()]
-    for start in range(0, len(views), 8):
-        lines.append(("  Dice per view   " if start == 0 else " " * 18) + "  ".join(views[start : start + 8]))
-    return "\n".join(lines)
+def print_start(run: Run) -> None:
+    """Print settings, network and machine."""
+    print(format_settings(run.config))
+    trained, precision = run.description.trained, str(run.precision).removeprefix("torch.")
+    print(f"{trained['parameters']:,} parameters, {trained['device']}, {precision}")
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
-
-FALSE_CAR, MISSED_CAR = (214, 39, 40), (31, 119, 220)  # red and blue, which the colour-blind tell apart
-MARGIN, TITLE = 8, 26  # pixels
-
-
-def draw_errors(photo: np.ndarray, mask: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Paint false car red and missed car blue over a pale photo.
-
-    Args:
-        photo: RGB (h, w, 3), uint8, at the size to draw.
-        mask: (height, width), bool, at the photo's own size.
-        prediction: (height, width), bool, likewise.
-
-    Returns:
-        RGB (h, w, 3), uint8.
-    """
-    grey = photo.astype(np.float32).mean(axis=2, keepdims=True)
-    picture = np.repeat(0.45 * grey + 0.55 * 255, 3, axis=2)
-    for wrong, colour in ((prediction & ~mask, FALSE_CAR), (~prediction & mask, MISSED_CAR)):
-        share = cv2.resize(wrong.astype(np.float32), photo.shape[1::-1], interpolation=cv2.INTER_AREA)
-        alpha = np.minimum(1, 2.5 * share)[..., None]  # an error one pixel wide must stay visible when made small
-        picture = picture * (1 - alpha) + np.array(colour, np.float32) * alpha
-    return picture.astype(np.uint8)
-
-
-def draw_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Draw a mask (H, W), bool, as a grey RGB picture (height, width, 3), uint8."""
-    small = cv2.resize(mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
-    return np.repeat(small[..., None], 3, axis=2)
-
-
-def draw_sheet(rows: list[tuple[str | list[str], list[np.ndarray]]], captions: list[str] = []) -> Image.Image:
-    """Lay rows of equally large RGB pictures out on white, each row under its title, or each picture under its own."""
-    height, width = rows[0][1][0].shape[:2]
-    columns = max(len(pictures) for _, pictures in rows)
-    top = TITLE if captions else 0
-    sheet = Image.new(
-        "RGB", (MARGIN + columns * (width + MARGIN), top + len(rows) * (height + TITLE + MARGIN) + MARGIN), "white"
+def summarise_run(run: Run, card: dict, seconds: float) -> dict:
+    """Return the values that a training prints at its end."""
+    return dict(
+        **{key: card[key] for key in ("dice", "accuracy", "edge_dice", "threshold")},
+        images_per_second=run.progress.history[-1]["images_per_second"],
+        data_wait=run.progress.history[-1]["data_wait"],
+        seconds=seconds,
+        peak_memory_mib=machine.peak_memory_mib(run.device),
+        parameters=run.description.trained["parameters"],
+        checkpoint=run.config.checkpoint_dir / BEST,
     )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for column, caption in enumerate(captions):
-        draw.text((MARGIN + column * (width + MARGIN), MARGIN // 2), caption, "gray", font)
-    for number, (title, pictures) in enumerate(rows):
-        y = top + number * (height + TITLE + MARGIN)
-        for column, text in enumerate([title] if isinstance(title, str) else title):
-            draw.text((MARGIN + column * (width + MARGIN), y + 2), text, "black", font)
-        for column, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture), (MARGIN + column * (width + MARGIN), y + TITLE))
-    return sheet
-
-
-def save_picture(path: Path | str, picture: Image.Image) -> None:
-    """Save a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=3)
-    write_file(path, buffer.getvalue())
-
-
-def draw_predictions(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Image.Image:
-    """Draw photo, truth, prediction and errors of each example (row, logits (h, w)), with its name and Dice."""
-    rows = []
-    for row, logits in examples:
-        mask = load_mask(cache.pairs[row].mask_path)
-        prediction = upsample(logits, *mask.shape) > 0
-        photo = np.array(cache.images[row])
-        height, width = photo.shape[:2]
-        pictures = [
-            photo,
-            draw_mask(mask, width, height),
-            draw_mask(prediction, width, height),
-            draw_errors(photo, mask, prediction),
-        ]
-        rows.append((f"{cache.pairs[row].name}   Dice {dice(prediction, mask):.4f}", pictures))
-    return draw_sheet(rows, ["photo", "truth", "prediction", "red: false car, blue: missed"])
-
-
-def draw_views(examples: list[tuple[int, np.ndarray]], cache: Cache) -> Image.Image:
-    """Draw the views of one car, four a row: photo, with the true mask (left) and the predicted one under it."""
-    rows = []
-    for start in range(0, len(examples), 4):
-        cells, titles = [], []
-        for row, logits in examples[start : start + 4]:
-            mask = load_mask(cache.pairs[row].mask_path)
-            prediction = upsample(logits, *mask.shape) > 0
-            titles.append(f"{cache.pairs[row].name}   Dice {dice(prediction, mask):.4f}")
-            photo = area_fit(np.array(cache.images[row]), 320)
-            width, height = photo.shape[1] // 2, photo.shape[0] // 2
-            masks = np.hstack([draw_mask(mask, width, height), draw_mask(prediction, width, height)])
-            cells.append(np.vstack([photo[:, : 2 * width], masks]))
-        rows.append((titles, cells))
-    return draw_sheet(rows)
-
-
-def area_fit(photo: np.ndarray, width: int) -> np.ndarray:
-    """Resize RGB (h, w, 3), uint8, to an even width, keeping its shape."""
-    height = round(photo.shape[0] * width / photo.shape[1] / 2) * 2
-    return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def save_curves(path: Path | str, history: list[dict]) -> None:
-    """Plot loss and Dice of each epoch."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    epochs = [row["epoch"] for row in history]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.plot(epochs, [row["train_loss"] for row in history], "o-", color="#0072B2", label="training")
-    left.plot(epochs, [row["val_loss"] for row in history], "s--", color="#D55E00", label="validation")
-    left.set(xlabel="epoch", ylabel="loss (cross-entropy + 1 - soft Dice)", yscale="log")
-    left.legend(frameon=False)
-    right.plot(epochs, [row["val_dice"] for row in history], "s--", color="#D55E00")
-    right.set(xlabel="epoch", ylabel="validation Dice at training size")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    pyplot.close(figure)
-    write_file(path, buffer.getvalue())

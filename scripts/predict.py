@@ -33,9 +33,18 @@ import tyro
 from carvana.cutout import ENDINGS, encode_picture, make_pictures, read_background, warn
 from carvana.files import PROJECT_DIR, run_command, write_file
 from carvana.listing import is_own_result, say_own_results, say_unread
-from carvana.machine import choose_device, keep_memory
+from carvana.machine import choose_device, keep_memory, n_cores
 from carvana.masks import count, name_some
-from carvana.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, decode_runs, encode_runs, open_picture, read_image, upsample
+from carvana.pictures import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    decode_runs,
+    encode_runs,
+    load_image,
+    open_picture,
+    read_image,
+    upsample,
+)
 from carvana.rows import append_row, start_table
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
 from carvana.weights import find_weights
@@ -215,10 +224,12 @@ def predict_photo(
 ) -> list:
     """Write a photo's results; return its row of the table, without the name."""
     paths = output_paths(photo, settings)
-    # For the mask alone, a photo decoded at a fraction of its size is enough.
-    image, native_size = read_image(photo.path, target_size=segmenter.fit if set(paths) == {"mask"} else None)
+    # The network always sees the photo decoded at a fraction of its size: the mask does not depend on what is written.
+    image, native_size = read_image(photo.path, target_size=segmenter.fit)
     small = segmenter.logits(image, native_size)
     logits = upsample(small, *native_size)
+    if set(paths) != {"mask"} and image.shape[:2] != native_size:
+        image = load_image(photo.path)
     for kind, picture in make_pictures(image, logits, threshold, paths, background):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
@@ -309,10 +320,6 @@ def predict(settings: Settings) -> int:
     print_summary(len(todo) - len(failures), len(by_name) - len(todo), failures, warnings, table)
     print(f"network computed by {segmenter.runtime.name}")
     return 1 if failures else 0
-
-
-def n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def digest_file(path: Path) -> str:

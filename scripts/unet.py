@@ -49,17 +49,12 @@ class UNet(nn.Module):
         self, in_channels: int = 3, out_channels: int = 1, base_width: int = 64, depth: int = 4, kernel_size: int = 3
     ):
         super().__init__()
-        check_settings(in_channels, out_channels, base_width, depth, kernel_size)
-        self.settings = dict(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            base_width=base_width,
-            depth=depth,
-            kernel_size=kernel_size,
-        )
+        settings = dict(in_channels=in_channels, out_channels=out_channels, base_width=base_width)
+        self.settings = settings | dict(depth=depth, kernel_size=kernel_size)
+        check_settings(**self.settings)
         widths = [base_width * 2**level for level in range(depth + 1)]
 
-        # Colour statistics of the training photos, in [0, 1]: part of the network, so that a file of weights is complete.
+        # Colour statistics of the training photos, in [0, 1]: part of the network, so a file of weights is complete.
         self.register_buffer("colour_mean", torch.full((1, in_channels, 1, 1), 0.5))
         self.register_buffer("colour_std", torch.full((1, in_channels, 1, 1), 0.25))
 
@@ -119,40 +114,15 @@ def init_he_normal(layer: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def check_settings(in_channels: int, out_channels: int, base_width: int, depth: int, kernel_size: int) -> None:
-    """Raise a ValueError for a network that cannot be built or that no machine could hold.
-
-    The upper limits guard against a forged file of weights as much as against a typing error.
-    """
+def check_settings(**settings: int) -> None:
+    """Raise a ValueError for settings of a network that cannot be built or that no machine could hold."""
     limits = dict(in_channels=64, out_channels=256, base_width=512, depth=7, kernel_size=31)
-    values = dict(
-        in_channels=in_channels, out_channels=out_channels, base_width=base_width, depth=depth, kernel_size=kernel_size
-    )
-    for name, value in values.items():
+    for name, value in settings.items():
         if type(value) is not int or not 1 <= value <= limits[name]:
             raise ValueError(f"{name} must be a whole number from 1 to {limits[name]}, got {value!r}.")
-    if kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size must be odd, got {kernel_size}: an even kernel cannot be padded evenly. Use {kernel_size + 1}."
-        )
-
-
-def count_values(in_channels: int, out_channels: int, base_width: int, depth: int, kernel_size: int) -> int:
-    """Count the numbers in a network's state_dict without building it: a forged file cannot ask for memory.
-
-    Example:
-        >>> count_values(3, 1, 8, 4, 3) == sum(tensor.numel() for tensor in UNet(base_width=8).state_dict().values())
-        True
-    """
-
-    def double_conv(narrow: int, wide: int) -> int:
-        # Two batch norms of weight, bias, mean, variance and a counter follow the two convolutions.
-        return kernel_size**2 * (narrow * wide + wide * wide) + 2 * (4 * wide + 1)
-
-    widths = [base_width * 2**level for level in range(depth + 1)]
-    contracting = sum(double_conv(narrow, wide) for narrow, wide in zip([in_channels, *widths], widths))
-    expanding = sum(double_conv(2 * width, width) + 4 * 2 * width * width + width for width in widths[:-1])
-    return contracting + expanding + (base_width + 1) * out_channels + 2 * in_channels
+    kernel = settings["kernel_size"]
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, got {kernel}: others cannot be padded evenly. Use {kernel + 1}.")
 
 
 def check_image_size(height: int, width: int, divisor: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import train
+from carvana.weights import read_tensors
 from conftest import draw_cars
 from unet import UNet
 
@@ -22,186 +23,85 @@ def config(tiny_settings) -> train.Config:
     return train.Config(**{**tiny_settings, "base_width": 2, "augment": False, "background": 0.0})
 
 
-def last_of(config: train.Config) -> dict:
-    return extra.read_checkpoint(config.checkpoint_dir / "last.pt")
+def last_of(config: train.Config) -> tuple[dict, dict]:
+    """Tensors and header of a run's last checkpoint."""
+    return read_tensors(config.checkpoint_dir / extra.LAST)
 
 
 # ------------------------------------------------------------------------------------------------------ not a number
 
 
+def spoil_step(monkeypatch, number: int, spoil) -> None:
+    """Let `spoil` change run or loss after the `number`th step."""
+    real_step, steps = train.train_step, []
+
+    def step(run, batch):
+        loss = real_step(run, batch)
+        steps.append(1)
+        return spoil(run, loss) if len(steps) == number else loss
+
+    monkeypatch.setattr(train, "train_step", step)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(config, monkeypatch, value):
     config = dataclasses.replace(config, checkpoint_minutes=0)
-    real_loss, calls = train.segmentation_loss, []
-
-    def loss(logits, coverage):
-        calls.append(1)
-        return real_loss(logits, coverage) * (value if len(calls) == 3 else 1)
-
-    monkeypatch.setattr(train, "segmentation_loss", loss)
-    with pytest.raises(RuntimeError, match=f"the loss is {value} in epoch 1, batch 3. Lower learning_rate"):
+    spoil_step(monkeypatch, 3, lambda run, loss: loss * value)
+    with pytest.raises(RuntimeError, match="no longer finite in epoch 1, by batch 3. Lower learning_rate"):
         train.train(config)
     monkeypatch.undo()
-    state = last_of(config)
-    assert state["progress"]["batch"] == 2 and all(tensor.isfinite().all() for tensor in state["network"].values())
+    assert last_of(config)[1]["progress"]["batch"] == 2
     train.train(dataclasses.replace(config, load_model=True))  # which the sentence advises
-    assert all(math.isfinite(row["train_loss"]) for row in last_of(config)["progress"]["history"])
+    assert all(math.isfinite(row["train_loss"]) for row in last_of(config)[1]["progress"]["history"])
 
 
 def test_weights_spoilt_after_a_sound_loss_are_not_saved(config, monkeypatch):
+    def spoil(run, loss):
+        with torch.no_grad():
+            run.network.head.bias.fill_(float("nan"))
+        return loss
+
     config = dataclasses.replace(config, checkpoint_minutes=0)
-    real_update, steps = train.update_average, []
-
-    def spoil(average, network, decay, step):
-        real_update(average, network, decay, step)
-        steps.append(step)
-        if len(steps) == 2:
-            with torch.no_grad():
-                network.head.bias.fill_(float("nan"))
-
-    monkeypatch.setattr(train, "update_average", spoil)
-    with pytest.raises(RuntimeError, match="weights are no longer finite numbers in epoch 1. Lower learning_rate"):
+    spoil_step(monkeypatch, 2, spoil)
+    with pytest.raises(RuntimeError, match="no longer finite in epoch 1, by batch 2. Lower learning_rate"):
         train.train(config)
-    assert last_of(config)["progress"]["batch"] == 1
-    assert not (config.checkpoint_dir / "best.pt").exists()
-
-
-def test_a_learning_rate_far_too_high_ends_in_a_sentence_or_in_numbers(config):
-    config = dataclasses.replace(config, learning_rate=10.0, warmup=0.0)
-    try:
-        train.train(config)
-    except RuntimeError as error:
-        assert "finite" in str(error) or "the loss is" in str(error)
-    if (config.checkpoint_dir / "last.pt").exists():
-        last = last_of(config)
-        assert all(tensor.isfinite().all() for kind in ("network", "weights") for tensor in last[kind].values())
+    tensors, header = last_of(config)
+    assert header["progress"]["batch"] == 1 and all(tensor.isfinite().all() for tensor in tensors.values())
+    assert not (config.checkpoint_dir / extra.BEST).exists()
 
 
 # ------------------------------------------------------------------------------------------------------ out of memory
 
 
-class Allocator:
-    """Let the network hold at most so many photos at a time, as a GPU does whose memory runs out."""
-
-    def __init__(self, monkeypatch, n_photos: int, error=torch.OutOfMemoryError):
-        self.largest, self.failures = 0, 0
-        real_forward = UNet.forward
-
-        def forward(network, image):
-            if network.training and len(image) > n_photos:
-                self.failures += 1
-                message = (
-                    "DefaultCPUAllocator: can't allocate memory" if error is RuntimeError else "CUDA out of memory."
-                )
-                raise error(message)
-            self.largest = max(self.largest, len(image) if network.training else 0)
-            return real_forward(network, image)
-
-        monkeypatch.setattr(UNet, "forward", forward)
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_when_memory_runs_out_batches_are_computed_in_parts(config, monkeypatch, capsys, error):
-    allocator = Allocator(monkeypatch, 2, error)
-    train.train(dataclasses.replace(config, batch_size=8))
-    assert allocator.largest == 2
-    # One batch of eight fails whole and in halves, then never again: the number of parts is kept.
-    assert allocator.failures == 2 and last_of(config)["progress"]["micro_batches"] == 4
-    assert "memory ran out: batches of 8 are now computed in 4 parts" in capsys.readouterr().err
-
-
-def test_a_resumed_run_does_not_run_out_of_memory_again(config, monkeypatch):
-    allocator = Allocator(monkeypatch, 2)
-    config = dataclasses.replace(config, batch_size=8)
-    train.train(config)
-    train.train(dataclasses.replace(config, epochs=3, load_model=True))
-    assert allocator.failures == 2
-
-
-def test_memory_that_does_not_suffice_for_one_photo_is_one_sentence(config, monkeypatch):
-    Allocator(monkeypatch, 0)
-    with pytest.raises(RuntimeError, match="memory ran out with 1 photo of 48x32 at a time. Lower batch_size"):
-        train.train(config)
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory(config, monkeypatch):
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "^memory ran out. Lower batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "^memory ran out. Lower batch_size"),
+        (RuntimeError("something else"), "^something else$"),
+    ],
+)
+def test_a_lack_of_memory_is_a_sentence_that_says_what_to_lower(config, monkeypatch, error, sentence):
     def forward(network, image):
-        raise RuntimeError("something else")
+        raise error
 
     monkeypatch.setattr(UNet, "forward", forward)
-    with pytest.raises(RuntimeError, match="something else"):
+    with pytest.raises(RuntimeError, match=sentence):
         train.train(config)
 
 
-def test_parts_add_up_to_the_gradient_of_the_whole_batch():
-    """Without batch norm, whose statistics are each part's own, parts of unequal size give the batch's very gradient."""
-    torch.manual_seed(0)
-    network = UNet(base_width=2, depth=1).double().eval()
-    images, coverage = torch.rand(7, 3, 8, 8, dtype=torch.float64), torch.rand(7, 1, 8, 8)
-    gradients = []
-    for n_parts in (1, 3):
-        network.zero_grad()
-        for part, target in zip(images.chunk(n_parts), coverage.chunk(n_parts)):
-            (train.segmentation_loss(network(part), target) * (len(part) / len(images))).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
-    assert torch.allclose(gradients[0], gradients[1], rtol=1e-5, atol=1e-8)
-
-
-# ---------------------------------------------------------------------------------------------------- data that changes
-
-
-def after_caching(monkeypatch, change) -> None:
-    real_build = data.build_cache
-
-    def build(*args, **keywords):
-        cache = real_build(*args, **keywords)
-        change(cache)
-        return cache
-
-    monkeypatch.setattr(train, "build_cache", build)
-
-
-@pytest.fixture
-def own_set(tmp_path, config) -> train.Config:
-    folder = draw_cars(tmp_path / "own")
-    return dataclasses.replace(
-        config, train_image_dir=folder / "train", train_mask_dir=folder / "train_masks", epochs=1
-    )
-
-
-@pytest.mark.parametrize("change", ["a mask is drawn anew", "a photo is touched", "a mask is deleted"])
-def test_photos_that_change_under_the_run_stop_it(own_set, monkeypatch, change):
-    def apply(cache):
-        for pair in cache.pairs:
-            if change == "a mask is drawn anew":
-                pair.mask_path.write_bytes(pair.mask_path.read_bytes() + b"\0")
-            elif change == "a photo is touched":
-                os.utime(pair.image_path, ns=(0, 0))
-            else:
-                pair.mask_path.unlink()
-
-    after_caching(monkeypatch, apply)
-    with pytest.raises((RuntimeError, OSError), match="changed since training began|cannot be read"):
-        train.train(own_set)
-
-
-def test_a_training_photo_that_changes_is_noticed_before_the_score(own_set, monkeypatch):
-    validation_cars = data.split_cars([f"{n:012x}" for n in (1, 2, 3)], own_set.validation_share, own_set.seed)
-
-    def apply(cache):
-        pair = next(pair for pair in cache.pairs if pair.car not in validation_cars)
-        pair.image_path.write_bytes(pair.image_path.read_bytes() + b"\0")
-
-    after_caching(monkeypatch, apply)
-    with pytest.raises(RuntimeError, match="changed since training began"):
-        train.train(own_set)
-    assert last_of(own_set)["progress"]["epoch"] == 1  # nothing of the training is lost
+# ------------------------------------------------------------------------------------------------------- other photos
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "replaced"])
-def test_a_run_does_not_go_on_with_other_photos(own_set, change):
-    train.train(own_set)
-    photos, masks = own_set.train_image_dir, own_set.train_mask_dir
+def test_a_run_does_not_go_on_with_other_photos(config, tmp_path, change):
+    folder = draw_cars(tmp_path / "own")
+    photos, masks = folder / "train", folder / "train_masks"
+    config = dataclasses.replace(config, train_image_dir=photos, train_mask_dir=masks, epochs=1)
+    train.train(config)
+    for path in (*photos.iterdir(), *masks.iterdir()):
+        os.utime(path, ns=(1, 1))
+    train.train(dataclasses.replace(config, load_model=True))  # a fresh copy is the same data
     first = sorted(photos.iterdir())[0]
     if change == "added":
         shutil.copy(first, photos / "another.jpg"), shutil.copy(sorted(masks.iterdir())[0], masks / "another_mask.gif")
@@ -209,15 +109,8 @@ def test_a_run_does_not_go_on_with_other_photos(own_set, change):
         first.unlink()
     else:
         first.write_bytes(first.read_bytes() + b"\0")
-    with pytest.raises(ValueError, match="the photos are not those that .*last.pt was trained on"):
-        train.train(dataclasses.replace(own_set, load_model=True))
-
-
-def test_a_fresh_copy_of_the_same_photos_is_the_same_data(own_set):
-    train.train(own_set)
-    for path in (*own_set.train_image_dir.iterdir(), *own_set.train_mask_dir.iterdir()):
-        os.utime(path, ns=(1, 1))
-    train.train(dataclasses.replace(own_set, load_model=True))
+    with pytest.raises(ValueError, match="the photos must be those that .*last.safetensors was trained on"):
+        train.train(dataclasses.replace(config, load_model=True))
 
 
 # -------------------------------------------------------------------------------------------------------- determinism
@@ -243,8 +136,9 @@ def first_losses(folder, count: int = 50, **changes) -> list[float]:
     losses: list[float] = []
     while len(losses) < count:
         batches.start(len(losses) // len(batches))
-        for images, coverage, _, _ in data.make_loader(dataset, batches, workers=0):
-            loss = train.segmentation_loss(network(images.permute(0, 3, 1, 2)), coverage.unsqueeze(1).float() / 255)
+        for batch in data.make_loader(dataset, batches, workers=0):
+            images, coverage, known = train.to_device(batch, torch.device("cpu"))
+            loss = train.segmentation_loss(network(images), coverage, known)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -271,16 +165,15 @@ def test_the_first_50_losses_are_those_of_other_machines(tmp_path):
 
 
 def test_a_whole_run_twice_gives_the_same_weights_and_history(config, tmp_path):
-    states = []
+    runs = []
     for name in ("one", "other"):
         run = dataclasses.replace(config, augment=True, background=0.3, checkpoint_dir=tmp_path / name)
         train.train(run)
-        states.append(last_of(run))
-    for part in ("weights", "network"):
-        assert all(torch.equal(tensor, states[1][part][name]) for name, tensor in states[0][part].items())
-    assert [row["train_loss"] for row in states[0]["progress"]["history"]] == [
-        row["train_loss"] for row in states[1]["progress"]["history"]
-    ]
+        runs.append(last_of(run))
+    (one, header), (other, other_header) = runs
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    losses = lambda header: [row["train_loss"] for row in header["progress"]["history"]]
+    assert losses(header) == losses(other_header)
 
 
 def test_the_average_is_the_weighted_mean_of_old_and_new():

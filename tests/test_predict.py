@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import predict
 import pytest
+from carvana.files import run_command
 from carvana.pictures import decode_runs, encode_runs
 from carvana.rows import append_row, start_table
 from carvana.segmenter import Segmenter, to_logit
 from conftest import SCRIPT_DIR
-from extra import run_command
 from PIL import Image
 from predict import Settings, find_photos
 from red_network import GREEN, RED, draw_photo, is_red, save_red_weights

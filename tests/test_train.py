@@ -8,34 +8,75 @@ import os
 import socket
 import subprocess
 import sys
-import time
+from pathlib import Path
 
-import extra
+import cv2
 import numpy as np
 import pytest
 import torch
 import train
 from carvana.machine import process_context
-from conftest import SCRIPT_DIR
+from carvana.masks import load_mask
+from carvana.metrics import dice
+from carvana.segmenter import DEFAULT_WEIGHTS
+from carvana.settings import format_settings, parse_settings, settings_class
+from carvana.weights import load_network
+from conftest import PROJECT_DIR, SCRIPT_DIR, draw_cars
 from PIL import Image
 from train import Config
+
+import data
+
+WRONG_VALUES = [
+    (dict(learning_rate="1e-4"), "learning_rate must be a valid number, got '1e-4'."),
+    (dict(epochs=1.5), "epochs must be a valid integer, got 1.5."),
+    (dict(batch_size=8.0), "batch_size must be a valid integer, got 8.0."),
+    (dict(augment="no"), "augment must be a valid boolean, got 'no'."),
+    (dict(precision="float16"), "precision must be 'auto', 'bf16', 'fp16' or 'float32', got 'float16'."),
+    (dict(ema_decay=None), "ema_decay must be a valid number, got None."),
+    (dict(train_image_dir=3), "train_image_dir must be a path, got 3."),
+    (dict(batch_size=0), "batch_size must be greater than or equal to 1, got 0."),
+    (dict(learning_rate=-1.0), "learning_rate must be greater than 0, got -1.0."),
+    (dict(validation_share=1.5), "validation_share must be less than or equal to 1, got 1.5."),
+    (dict(seeds=3), "seeds is not a setting."),
+]
+
+
+@pytest.mark.parametrize("wrong, sentence", WRONG_VALUES)
+def test_values_that_do_not_fit_a_setting_are_refused_in_a_sentence(wrong, sentence):
+    with pytest.raises(ValueError) as error:
+        Config(**wrong)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("wrong, sentence", [pair for pair in WRONG_VALUES if pair[0].keys() != {"seeds"}])
+def test_defaults_edited_in_the_file_are_refused_as_well(wrong, sentence):
+    # Users are told to edit the settings where they stand.
+    [(name, value)] = wrong.items()
+    edited = settings_class(type("Edited", (), {"__annotations__": {name: Config.__annotations__[name]}, name: value}))
+    with pytest.raises(ValueError) as error:
+        edited()
+    assert str(error.value) == sentence
 
 
 @pytest.mark.parametrize(
     "wrong, sentence",
     [
         (dict(image_width=470), "multiples of 16, got 320x470 .* nearest size that works is 320x464"),
-        (dict(batch_size=0), "batch_size must be from 1 to 4096, got 0"),
-        (dict(epochs=0), "epochs must be from 1"),
-        (dict(learning_rate=-1.0), "learning_rate must be from"),
         (dict(kernel_size=4), "kernel_size must be odd, got 4"),
-        (dict(validation_share=1.5), "validation_share must be from 0 to 0.9, got 1.5"),
         (dict(test_image_dir="x"), "test_image_dir and test_mask_dir must be given together"),
+        (dict(checkpoint_dir=DEFAULT_WEIGHTS.parent), "checkpoint_dir must be a folder of the run's own"),
     ],
 )
-def test_settings_out_of_range_are_refused_with_the_way_out(wrong, sentence):
+def test_settings_that_do_not_go_together_are_refused_with_the_way_out(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         Config(**wrong)
+
+
+def test_two_mistakes_are_two_lines_and_strings_become_paths():
+    with pytest.raises(ValueError, match="^epochs must .*\nseed must .*$"):
+        Config(epochs="3", seed=None)
+    assert Config(train_image_dir="x").train_image_dir == Path("x")
 
 
 def test_every_setting_is_explained_where_it_stands():
@@ -45,28 +86,63 @@ def test_every_setting_is_explained_where_it_stands():
         assert "  # " in line, f"{field.name} has no comment"
 
 
-def test_the_comments_are_the_help_of_the_command_line(run_script):
+def test_the_comments_are_the_help_and_paths_are_relative_to_the_project(run_script):
     result = run_script("train.py", "--help")
     assert result.returncode == 0
     assert "peak of the schedule" in result.stdout and "--load-model" in result.stdout
+    assert "(default: data/train)" in result.stdout and str(PROJECT_DIR) not in result.stdout
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        ("--lr", "--learning-rate"),
+        ("--epoch", "--epochs"),
+        ("--batch", "--batch-size"),
+        ("--image-wdith", "--image-width"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_answered_with_the_right_name(wrong, right, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_settings(Config, [wrong, "3"], None)
+    assert capsys.readouterr().err == f"error: {wrong} is not an option. Did you mean {right}?\n"
+
+
+def test_settings_that_are_not_the_defaults_are_marked():
+    lines = format_settings(Config(epochs=3)).splitlines()
+    assert "* epochs              3" in lines and "  batch_size          8" in lines
+    assert "  train_image_dir     data/train" in lines
 
 
 def test_the_loss_is_least_where_probability_equals_coverage():
     coverage = torch.tensor([0.0, 0.25, 0.5, 1.0]).view(1, 1, 2, 2)
-    at_coverage = train.segmentation_loss(torch.logit(coverage.clamp(1e-4, 1 - 1e-4)), coverage)
+    logits, known = torch.logit(coverage.clamp(1e-4, 1 - 1e-4)), torch.ones(1, 1, 2, 2)
+    at_coverage = train.segmentation_loss(logits, coverage, known)
     for shift in (-0.5, 0.5):
-        assert train.segmentation_loss(torch.logit(coverage.clamp(1e-4, 1 - 1e-4)) + shift, coverage) > at_coverage
+        assert train.segmentation_loss(logits + shift, coverage, known) > at_coverage
 
 
 def test_the_loss_of_undecided_logits_is_solved_in_the_head():
     # Cross-entropy log 2; soft Dice (2 * 2 + 1) / (1 + 4 + 1) with four pixels of probability 1/2 and coverage 1.
-    loss = train.segmentation_loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
-    assert loss.item() == pytest.approx(math.log(2) + 1 - 5 / 6)
+    ones = torch.ones(1, 1, 2, 2)
+    assert train.segmentation_loss(0 * ones, ones, ones).item() == pytest.approx(math.log(2) + 1 - 5 / 6)
+
+
+def test_unknown_pixels_have_no_loss_and_no_gradient():
+    logits = torch.randn(2, 1, 4, 6, requires_grad=True)
+    coverage, known = torch.rand(2, 1, 4, 6), torch.ones(2, 1, 4, 6)
+    known[..., 3:] = 0
+    loss = train.segmentation_loss(logits, coverage, known)
+    of_the_rest = train.segmentation_loss(logits[..., :3], coverage[..., :3], known[..., :3])
+    assert loss.item() == pytest.approx(of_the_rest.item())
+    loss.backward()
+    assert (logits.grad[..., 3:] == 0).all() and (logits.grad[..., :3] != 0).all()
+    assert train.segmentation_loss(logits, coverage, 0 * known).item() == 0  # a photo of which nothing is known
 
 
 def test_the_loss_is_computed_in_float32_whatever_the_logits_are():
-    loss = train.segmentation_loss(torch.full((1, 1, 64, 64), 9.0, dtype=torch.bfloat16), torch.ones(1, 1, 64, 64))
-    assert loss.dtype == torch.float32
+    ones = torch.ones(1, 1, 64, 64)
+    assert train.segmentation_loss(ones.bfloat16() * 9, ones, ones).dtype == torch.float32
 
 
 def test_the_learning_rate_rises_to_its_peak_and_ends_near_zero():
@@ -119,17 +195,9 @@ def test_a_run_learns(finished):
 
 def test_a_run_leaves_checkpoints_history_scores_and_pictures(finished):
     config, _ = finished
-    left = {path.name for path in config.checkpoint_dir.iterdir()} - {".lock"}
-    assert left == {
-        "best.pt",
-        "best.safetensors",
-        "last.pt",
-        "last.previous.pt",
-        "history.csv",
-        "settings.json",
-        "score_card.json",
-        "scores.csv",
-    }
+    names = "best last last.previous".split()
+    tables = {"history.csv", "settings.json", "score_card.json", "scores.csv"}
+    assert {path.name for path in config.checkpoint_dir.iterdir()} == {f"{name}.safetensors" for name in names} | tables
     pictures = {path.name for path in config.prediction_dir.iterdir()}
     assert pictures == {f"epoch_{n:03d}.png" for n in range(1, 13)} | {"worst.png", "views.png", "curves.png"}
     for path in config.prediction_dir.iterdir():
@@ -162,62 +230,84 @@ def test_every_validation_photo_is_scored_also_when_they_do_not_fill_a_batch(fin
 
 def test_the_summary_names_what_a_reader_greps_for(finished):
     _, summary = finished
-    assert list(summary) == [
-        "dice",
-        "accuracy",
-        "edge_dice",
-        "images_per_second",
-        "data_wait",
-        "seconds",
-        "peak_memory_mib",
-        "parameters",
-        "checkpoint",
-    ]
-    assert (
-        0 < float(summary["dice"]) <= 1
-        and float(summary["images_per_second"]) > 0
-        and float(summary["peak_memory_mib"]) > 100
-    )
+    numbers = "dice accuracy edge_dice threshold images_per_second data_wait seconds peak_memory_mib parameters".split()
+    assert list(summary) == [*numbers, "checkpoint"]
+    assert 0 < summary["dice"] <= 1 and summary["images_per_second"] > 0 and summary["peak_memory_mib"] > 100
 
 
-def test_best_pt_rebuilds_a_network_that_predicts_as_scored(finished):
+def test_the_weights_say_how_they_were_trained_and_not_where(finished):
     config, summary = finished
-    network, description = extra.load_network(config.checkpoint_dir / "best.pt")
-    assert (description["image_width"], description["image_height"]) == (48, 32) and 0 < description["threshold"] < 1
-    card = description["trained"]["score_card"]
-    assert f"{card['dice']:.6f}" == summary["dice"]
-    assert network.settings["base_width"] == 8
+    network, description = load_network(config.checkpoint_dir / "best.safetensors")
+    assert (description.image_width, description.image_height) == (48, 32) and network.settings["base_width"] == 8
+    assert description.threshold == summary["threshold"]
+    assert description.trained["score_card"]["dice"] == summary["dice"]
+    assert description.trained["settings"]["learning_rate"] == 3e-3
+    assert str(config.checkpoint_dir.parent) not in json.dumps(description.trained)
 
 
-def test_the_weights_to_share_say_how_they_were_trained_and_not_where(finished):
-    config, _ = finished
-    network, description = extra.load_network(config.checkpoint_dir / "best.safetensors")
-    assert description["trained"]["settings"]["learning_rate"] == 3e-3 and description["trained"]["n_train_photos"] == 8
-    assert str(config.checkpoint_dir.parent) not in json.dumps(description)
+def test_the_card_scores_what_predict_writes(tmp_path, run_script):
+    """The score card's Dice equals that of predict.py's masks: odd sizes, JPEG decoded at a fraction, a mediocre network."""
+    folder, rng = draw_cars(tmp_path / "set", n_cars=2, n_views=1), np.random.default_rng(1)
+    for number, (width, height) in enumerate([(97, 63), (301, 203), (640, 427), (181, 241)]):
+        name = f"{3 + number % 2:012x}_{number + 1:02d}"
+        mask = cv2.ellipse(
+            np.zeros((height, width), np.uint8),
+            (width // 2, height // 2),
+            (width // 3, height // 4),
+            9,
+            0,
+            360,
+            255,
+            -1,
+        )
+        photo = rng.integers(90, 160, (height, width, 3), np.uint8) + mask[..., None] // 6
+        Image.fromarray(photo).save(folder / "train" / f"{name}.jpg", quality=92)
+        Image.fromarray(mask).save(folder / "train_masks" / f"{name}_mask.gif")
+    places = dict(train_image_dir=folder / "train", train_mask_dir=folder / "train_masks", cache_dir=tmp_path / "cache")
+    places |= dict(checkpoint_dir=tmp_path / "run", prediction_dir=tmp_path / "pictures")
+    config = Config(
+        **places,
+        image_width=96,
+        image_height=64,
+        base_width=4,
+        batch_size=1,
+        epochs=9,
+        learning_rate=3e-3,
+        ema_decay=0.5,
+        validation_share=0.5,
+        device="cpu",
+    )
+    summary = train.train(config)
+    rows = list(csv.DictReader((config.checkpoint_dir / "scores.csv").read_text().splitlines()))
+    photos = [folder / "train" / f"{row['name']}.jpg" for row in rows]
+    for outputs in (["mask"], ["mask", "cutout", "overlay"]):
+        masks = tmp_path / "masks" / str(len(outputs))
+        weights = config.checkpoint_dir / "best.safetensors"
+        result = run_script("predict.py", *photos, "--weights", weights, "--output", masks, "--outputs", *outputs)
+        assert result.returncode == 0, result.stderr
+        found = []
+        for photo in photos:
+            truth = load_mask(folder / "train_masks" / f"{photo.stem}_mask.gif")
+            found.append(dice(load_mask(masks / f"{photo.stem}_mask.png"), truth))
+        assert found == pytest.approx([float(row["dice"]) for row in rows], abs=1e-6)
+        assert np.mean(found) == pytest.approx(summary["dice"], abs=1e-6)
+    assert 0.5 < summary["dice"] < 0.99, "or the test would see little"
 
 
 def test_start_from_begins_with_the_weights_of_a_file(finished, tmp_path):
     config, _ = finished
     again = dataclasses.replace(
         config,
-        start_from=config.checkpoint_dir / "best.pt",
+        start_from=config.checkpoint_dir / "best.safetensors",
         epochs=1,
         learning_rate=1e-9,
         checkpoint_dir=tmp_path / "c",
         prediction_dir=tmp_path,
     )
     first = json.loads((config.checkpoint_dir / "score_card.json").read_text())["dice"]
-    assert float(train.train(again)["dice"]) == pytest.approx(first, abs=0.03)
-    described = extra.load_network(tmp_path / "c/best.safetensors")[1]["trained"]
+    assert train.train(again)["dice"] == pytest.approx(first, abs=0.03)
+    described = load_network(tmp_path / "c/best.safetensors")[1].trained
     assert described["started_from"]["settings"]["epochs"] == config.epochs and described["settings"]["epochs"] == 1
-
-
-def test_a_new_run_sets_the_earlier_one_aside(finished, tmp_path):
-    for name in ("last.pt", "last.previous.pt", "best.pt"):
-        (tmp_path / name).write_text(name)
-    train.set_earlier_run_aside(tmp_path)
-    assert {path.name for path in (tmp_path / "earlier").iterdir()} == {"last.pt", "last.previous.pt", "best.pt"}
-    assert not (tmp_path / "last.pt").exists()
 
 
 @pytest.mark.parametrize("change", [dict(base_width=4), dict(image_width=64), dict(seed=1), dict(batch_size=2)])
@@ -225,7 +315,7 @@ def test_going_on_with_settings_that_do_not_fit_is_refused(finished, change):
     config, _ = finished
     name, value = next(iter(change.items()))
     with pytest.raises(
-        ValueError, match=f"{name} must be {getattr(config, name)}, as when .*last.pt was saved, got {value}"
+        ValueError, match=f"{name} must be {getattr(config, name)}, as when .*last.safetensors was saved, got {value}"
     ):
         train.train(dataclasses.replace(config, load_model=True, **change))
 
@@ -252,21 +342,21 @@ def test_own_photos_not_named_like_carvana_train_too(tmp_path):
             cache_dir=tmp_path / "k",
         )
     )
-    assert 0 <= float(summary["dice"]) <= 1
+    assert 0 <= summary["dice"] <= 1
 
 
 def test_test_folders_are_used_as_they_are_and_shared_cars_are_named(tiny_settings, tiny_set, capsys):
     config = Config(**tiny_settings, test_image_dir=tiny_set / "train", test_mask_dir=tiny_set / "train_masks")
     _, train_rows, validation_rows = train.prepare_data(config, quiet=False)
     assert (len(train_rows), len(validation_rows)) == (12, 12)
-    assert "warning: 3 cars stand in both training and test photos" in capsys.readouterr().err
+    assert "warning: 3 cars to test on are trained on, too" in capsys.readouterr().err
 
 
 def test_the_command_line_prints_a_table_and_aligned_keys(tiny_args, run_script):
     result = run_script("train.py", *tiny_args)
     assert result.returncode == 0, result.stderr
     head, tail = result.stdout.split("---\n")
-    assert " epoch  train loss" in head and "score card at the photos' own size: 4 photos of 1 cars" in head
+    assert "   epoch  train_loss" in head and "score card at full resolution: 4 photos of 1 car" in head
     assert all(line[:20].rstrip().endswith(":") and line[20] != " " for line in tail.splitlines())
 
 
@@ -274,7 +364,7 @@ def test_the_command_line_prints_a_table_and_aligned_keys(tiny_args, run_script)
     "args, sentence",
     [
         (["--train-image-dir", "nowhere"], "nowhere is not a folder"),
-        (["--load-model"], "last.pt does not exist, so there is nothing to go on from"),
+        (["--load-model"], "last.safetensors does not exist, so there is nothing to resume"),
         (["--device", "cuda:7"], "device must be one that this machine has, got cuda:7"),
     ],
 )
@@ -323,38 +413,26 @@ def start_two(function, *arguments) -> None:
     torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method=method)
 
 
-def save_slowly(rank, port, settings):
-    """What each of two processes does: train, where the one that saves takes its time."""
-    become_one_of_two(rank, port)
-    save_checkpoint = extra.save_checkpoint
-    extra.save_checkpoint = lambda *args, **keywords: (time.sleep(1), save_checkpoint(*args, **keywords))
-    train.train(Config(**settings))
-
-
-def test_two_processes_score_the_same_weights_however_long_saving_takes(tiny_settings):
-    start_two(save_slowly, free_port(), {**tiny_settings, "epochs": 1})
-    assert len((tiny_settings["checkpoint_dir"] / "scores.csv").read_text().splitlines()) == 5
-
-
 def two_processes(rank, folder, port, settings):
     """What each of two processes does: train, and keep the weights and the rows that it saw."""
     become_one_of_two(rank, port)
     seen, weights = [], {}
-    original = train.CarDataset.__getitem__
+    original = data.CarDataset.__getitem__
 
     def watch(self, key):
         if self.augment:
             seen.append(key)
         return original(self, key)
 
-    train.CarDataset.__getitem__ = watch
-    original_average = train.update_average
+    data.CarDataset.__getitem__ = watch
+    original_step = train.train_step
 
-    def keep(average, network, decay, step):
-        weights.update({name: p.detach().clone() for name, p in network.named_parameters()})
-        original_average(average, network, decay, step)
+    def keep(run, batch):
+        loss = original_step(run, batch)
+        weights.update({name: parameter.detach().clone() for name, parameter in run.network.named_parameters()})
+        return loss
 
-    train.update_average = keep
+    train.train_step = keep
     train.train(Config(**settings))
     torch.save((seen, weights), f"{folder}/{rank}.pt")
 

@@ -1,13 +1,10 @@
 """A file of weights, which says how it is to be used, and a live network in the place of one."""
 
-import json
-import struct
-
 import numpy as np
 import pytest
 import torch
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter
-from carvana.weights import Description, load_network, save_weights
+from carvana.weights import Description, load_network, read_tensors, save_weights, write_tensors
 from unet import UNet
 
 
@@ -24,22 +21,9 @@ def saved(network, tmp_path):
     return path
 
 
-def change_header(path, change) -> None:
-    """Let `change` alter the JSON header of a file of weights."""
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    change(header)
-    changed = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + length :])
-
-
 def change_description(path, **values) -> None:
-    def change(header):
-        description = json.loads(header["__metadata__"]["description"]) | values
-        header["__metadata__"]["description"] = json.dumps(description)
-
-    change_header(path, change)
+    tensors, header = read_tensors(path)
+    write_tensors(path, tensors, description=header["description"] | values)
 
 
 def test_a_network_is_rebuilt_from_its_file_alone(network, saved):
@@ -64,13 +48,13 @@ def test_what_an_earlier_file_says_besides_is_left_out(saved):
     ("values", "message"),
     [
         (dict(network=dict(base_width=10**9)), "base_width must be"),
-        (dict(network=dict(base_width=5)), "must be"),
+        (dict(network=dict(base_width=5)), "must have the shape"),
         (dict(network=dict(surprise=1)), "surprise"),
-        (dict(network=None), "damaged"),
+        (dict(network=None), "network must be a valid dictionary"),
         (dict(image_width=47), "multiples of 16"),
-        (dict(image_width="48"), "whole numbers"),
+        (dict(image_width="48"), "image_width must be a valid integer, got '48'"),
         (dict(threshold=1.5), "threshold must be between 0 and 1"),
-        (dict(threshold=None), "threshold must be between 0 and 1"),
+        (dict(threshold=None), "threshold must be a valid number"),
     ],
 )
 def test_a_description_that_does_not_fit_is_one_sentence_that_names_the_file(saved, values, message):
@@ -83,6 +67,15 @@ def test_a_description_that_does_not_fit_is_one_sentence_that_names_the_file(sav
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
 def test_a_file_cut_short_is_named(saved, share):
     saved.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
+    with pytest.raises(ValueError, match="car.safetensors is damaged"):
+        load_network(saved)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_noticed(saved, place):
+    content = bytearray(saved.read_bytes())
+    content[int(place * len(content))] ^= 1
+    saved.write_bytes(content)
     with pytest.raises(ValueError, match="car.safetensors is damaged"):
         load_network(saved)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from extra import write_file
 from torch import Tensor, nn
 
+from carvana.files import write_file
 from carvana.segmenter import Segmenter
 
 CHECK_SIZES = [

@@ -1,6 +1,9 @@
 """The project's folder, files that are whole or not there, a lock on a folder, and one way for commands to fail."""
 
 import contextlib
+import csv
+import io
+import itertools
 import os
 import sys
 import warnings
@@ -34,8 +37,8 @@ def write_file(path: Path | str, content: bytes) -> None:
         with contextlib.suppress(OSError):  # the folder is gone or read-only: the first error says so
             temporary.unlink(missing_ok=True)
         raise OSError(
-            f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Free some space, "
-            "or name another folder."
+            f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Free some "
+            "space, or name another folder."
         ) from error
 
 
@@ -49,6 +52,35 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def write_table(path: Path | str, rows: list[dict]) -> None:
+    """Write rows as a CSV file, whole or not at all; the first row's keys are the columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to <folder>-1, or the next number that is free; return where it is now."""
+    places = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    folder.rename(place)
+    return place
+
+
+def copy_files(source: Path, target: Path, skip: str = "") -> None:
+    """Copy a folder's files, as far as they are newer, to another one, such as a mounted Drive; failing, warn and go on."""
+    try:
+        for path in sorted(source.iterdir()):
+            copy = target / path.name
+            is_copied = copy.exists() and copy.stat().st_mtime > path.stat().st_mtime
+            if path.is_file() and path.suffix != ".tmp" and path.name != skip and not is_copied:
+                write_file(copy, path.read_bytes())
+    except OSError as error:
+        print(f"warning: {source} could not be copied to {target}: {error}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path):
     """Keep a second training out of a folder while this one lives; the lock dies with its processes.
@@ -57,9 +89,10 @@ def lock_folder(folder: Path):
         RuntimeError: If another training has the folder.
         OSError: If the folder cannot be written to.
     """
-    lock = filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, which may be renamed meanwhile.
+        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=LOCK_SECONDS)
         lock.acquire()
     except filelock.Timeout as error:
         raise RuntimeError(
@@ -71,6 +104,14 @@ def lock_folder(folder: Path):
         yield
     finally:
         lock.release()
+
+
+def print_values(values: dict) -> None:
+    """Print a command's result, for eyes and grep, a name and its value a line."""
+    if values:
+        print("---")
+    for name, value in values.items():
+        print(f"{name + ':':<20}{f'{value:.6g}' if isinstance(value, float) else value}")
 
 
 def run_command(main: Callable, args: list[str] | None = None) -> None:

@@ -1,16 +1,22 @@
 """The machine that a training runs on: its device, precision, memory and processes, and signals from outside."""
 
+import contextlib
 import ctypes
+import datetime
 import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,7 +54,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def choose_compile(name: str, device: torch.device, n_steps: int, world_size: int) -> bool:
+def choose_compile(name: str, device: torch.device, n_steps: int) -> bool:
     """Compile where it pays: compiling takes about as long as a few hundred steps, and gains nothing on a CPU.
 
     Together with several processes it was never tried, so that it must be asked for.
@@ -56,7 +62,7 @@ def choose_compile(name: str, device: torch.device, n_steps: int, world_size: in
     if name == "auto":
         from torch.utils._triton import has_triton
 
-        return device.type == "cuda" and world_size == 1 and n_steps >= 2000 and has_triton()
+        return device.type == "cuda" and not dist.is_initialized() and n_steps >= 2000 and has_triton()
     return name == "on"
 
 
@@ -65,6 +71,17 @@ def choose_workers(workers: int | None, device: torch.device, world_size: int) -
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) // world_size - 1))
+
+
+def prepare(device: torch.device, deterministic: bool) -> None:
+    """Set what holds for a whole training process."""
+    if device.type == "cpu":
+        keep_memory()
+    cv2.setNumThreads(1)  # one sample at a time: more threads would only wait on each other
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def keep_memory() -> None:
@@ -91,8 +108,31 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+@contextlib.contextmanager
+def explain_lack_of_memory(advice: str) -> Iterator[None]:
+    """Turn an error for lack of memory into a sentence that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise RuntimeError(f"memory ran out. {advice}") from error
+        raise
+
+
+def n_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_photos(function: Callable, items: Sequence) -> list:
+    """Map over photos as `predict.py` does, a photo a thread: convolutions of more threads may round differently."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n_cores()) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 # What a training imports; torch._dynamo is imported by PyTorch's optimizers.
@@ -100,8 +140,11 @@ TRAINING_PACKAGES = ("torch._dynamo", "albumentations", "matplotlib.pyplot")
 
 
 def process_context(packages: Sequence[str] = TRAINING_PACKAGES) -> multiprocessing.context.BaseContext:
-    """Choose how new processes start: on Linux as copies of one that has imported `packages` and done nothing else, which saves each of them
-    some seconds; elsewhere, where that is not safe or not possible, from nothing."""
+    """Choose how new processes start.
+
+    On Linux as copies of one that has imported `packages` and done nothing else, which saves each of them some seconds;
+    elsewhere, where that is not safe or not possible, from nothing.
+    """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -109,40 +152,63 @@ def process_context(packages: Sequence[str] = TRAINING_PACKAGES) -> multiprocess
     return context
 
 
-class StopRequest:
-    """Turn SIGTERM and Ctrl-C, inside `with`, into an orderly end.
+@contextlib.contextmanager
+def catch_stop() -> Iterator[list[int]]:
+    """Inside, let the first SIGTERM or Ctrl-C put its number into the list that is yielded; a second ends the process.
 
-    While `saves` is True the first signal is a wish to stop after this step. At other times there is nothing to save, and
-    it leaves at once. A second signal always ends the process at once.
+    For one process alone: those of torchrun end when they are told to, and so does a training in another thread.
     """
+    received: list[int] = []
 
-    def __init__(self):
-        self.signal, self.saves = 0, False
-        self.handlers_before = {}
-
-    def __enter__(self) -> "StopRequest":
-        # Python lets only the main thread do this: elsewhere signals do what they did before.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.handlers_before[number] = signal.signal(number, self.receive)
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        for number, handler in self.handlers_before.items():
-            signal.signal(number, handler)
-
-    def receive(self, number: int, frame) -> None:
-        self.signal = number
-        for each in self.handlers_before:
+    def receive(number, frame) -> None:
+        received.append(number)
+        for each in before:
             signal.signal(each, signal.SIG_DFL)
-        if not self.saves:
-            sys.exit(128 + number)
 
-    def wanted(self, device: torch.device, world_size: int) -> bool:
-        """Tell whether any process was asked to stop."""
-        if world_size == 1:
-            return bool(self.signal)
-        flag = torch.tensor(self.signal, device=device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        self.signal = int(flag)
-        return bool(self.signal)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    stops = (signal.SIGTERM, signal.SIGINT) if in_main_thread and "RANK" not in os.environ else ()
+    before = {each: signal.signal(each, receive) for each in stops}
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """Join the processes that torchrun started.
+
+    Returns:
+        This process's rank and their number; 0 and 1 without torchrun.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1 and not dist.is_initialized():
+        # Rank 0 alone builds the cache and validates, which may take longer than the ten minutes that are the default.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    return rank, world_size
+
+
+@contextlib.contextmanager
+def rank_0_first(rank: int) -> Iterator[None]:
+    """Let the other processes wait here until rank 0 has left the block."""
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and dist.is_initialized():
+        dist.barrier()
+
+
+def leave_processes() -> None:
+    """Wait until all processes are here, and part."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def spread(network: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a network so that the processes of torchrun, if there are any, learn it together."""
+    if not dist.is_initialized():
+        return network
+    if device.type == "cuda":
+        return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), [device.index])
+    return DistributedDataParallel(network)

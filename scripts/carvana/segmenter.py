@@ -11,7 +11,7 @@ from unet import UNet
 
 from carvana.files import PROJECT_DIR
 from carvana.machine import choose_device, choose_precision
-from carvana.pictures import area_average, upsample
+from carvana.pictures import area_average, read_image, upsample
 from carvana.runtime import choose_runtime, fold_batch_norm
 from carvana.weights import Description, load_network
 
@@ -132,6 +132,15 @@ class Segmenter:
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
         small = area_average(np.multiply(image, 1 / 255, dtype=np.float32), width, height)
         return self.coarse_to_fine(small) if self.fast else self.run_network(small)
+
+    def read(self, path: Path | str) -> np.ndarray:
+        """Compute a photo's logits at full resolution from its file, as `predict.py` does.
+
+        Returns:
+            Logits (H, W), float32.
+        """
+        image, full_size = read_image(path, self.fit)
+        return upsample(self.logits(image, full_size), *full_size)
 
     def run_network(self, small: np.ndarray) -> np.ndarray:
         """Compute the logits of a photo that has been resized.

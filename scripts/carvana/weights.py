@@ -1,8 +1,9 @@
-"""A file of weights: the network's tensors, and what the file says of itself. It cannot carry code."""
+"""Files of tensors, which cannot carry code; and files of weights, which say of themselves what network they are."""
 
 import dataclasses
+import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import torch
@@ -12,32 +13,63 @@ from torch import Tensor
 from unet import UNet, check_image_size
 
 from carvana.files import PROJECT_DIR, write_file
+from carvana.settings import settings_class
 
 
-@dataclass(frozen=True)
+@settings_class
 class Description:
     """What a file of weights says of itself."""
 
     image_width: int  # training size in pixels, a multiple of 2**depth
     image_height: int  # likewise
-    network: dict  # the arguments of UNet
+    network: dict[str, int]  # the arguments of UNet
     threshold: float = 0.5  # probability from which a pixel is car, tuned on validation cars
     trained: dict = field(default_factory=dict)  # how, for people: settings, photos, versions, score card
 
     def __post_init__(self):
-        if type(self.threshold) is not float or not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must be between 0 and 1, got {self.threshold!r}.")
-        if type(self.image_width) is not int or type(self.image_height) is not int:
-            raise ValueError(f"the image size must be whole numbers, got {self.image_width!r}x{self.image_height!r}.")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be between 0 and 1, got {self.threshold}.")
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "Description":
-        """Read what `to_json` wrote. What else stands there is left out: earlier files say more."""
-        values = json.loads(text)
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+def write_tensors(path: Path | str, tensors: dict[str, Tensor], **header) -> None:
+    """Write tensors and a header of plain values as safetensors, with a SHA-256 over both.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    texts = {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}}
+    write_file(path, safetensors_bytes(tensors, metadata={**texts, "sha256": digest(tensors, texts)}))
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+    """Read what `write_tensors` wrote, or files that shipped before there was a SHA-256.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
+    try:
+        with safe_open(path, framework="pt") as file:  # the library has compared the header with the file's size
+            texts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if texts.pop("sha256", None) not in (None, digest(tensors, texts)):
+            raise ValueError("its content does not fit its SHA-256")
+        return tensors, {key: json.loads(text) for key, text in texts.items() if key != "format"}
+    except (SafetensorError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or not a .safetensors file of this project ({error}).") from error
+
+
+def digest(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    """Hash tensors, which must be contiguous and on the CPU, and texts, each by name and content."""
+    sha = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def find_weights(name: Path | str) -> Path:
@@ -60,47 +92,43 @@ def load_network(path: Path | str) -> tuple[UNet, Description]:
         ValueError: If it is damaged, or its tensors do not fit the network that it describes.
     """
     path = find_weights(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. Train first, or name another file.")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must be a .safetensors file. Use best.safetensors of a training.")
-    try:
-        with safe_open(path, framework="pt") as file:  # the library has compared the header with the file's size
-            description = Description.from_json((file.metadata() or {})["description"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-        return build_network(description, weights), description
-    except (SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged or not a file of this project's weights ({' '.join(str(error).split())[:200]}). "
-            "Use a file that train.py saved."
-        ) from error
+    tensors, header = read_tensors(path)
+    return build_network(path, header, tensors)
 
 
-def build_network(description: Description, weights: dict[str, Tensor]) -> UNet:
-    """Build a network, for prediction, around its weights, which are turned into float32.
+def build_network(path: Path | str, header: dict, weights: dict[str, Tensor]) -> tuple[UNet, Description]:
+    """Build a network, for prediction, around the weights of a file, which are turned into float32.
 
     Raises:
-        ValueError: If the weights are not those of the described network, or not finite.
+        ValueError: If the weights are not those of the network in the header's description, or not finite.
     """
-    with torch.device("meta"):  # takes no memory, whatever a file claims to be
-        network = UNet(**description.network)
-    check_image_size(description.image_height, description.image_width, 2 ** network.settings["depth"])
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    got = {name: tensor.shape for name, tensor in weights.items()}
-    for name in expected | got:
-        if expected.get(name) != got.get(name):
-            raise ValueError(f"tensor {name} must be {expected.get(name)}, got {got.get(name)}")
-        if not weights[name].isfinite().all():
-            raise ValueError(f"tensor {name} must hold finite numbers")
+    try:
+        names = [field.name for field in dataclasses.fields(Description)]
+        # What else stands there is left out: files that shipped before say more.
+        description = Description(
+            **{name: header["description"][name] for name in names if name in header["description"]}
+        )
+        with torch.device("meta"):  # takes no memory, whatever a file claims to be
+            network = UNet(**description.network)
+        check_image_size(description.image_height, description.image_width, 2 ** network.settings["depth"])
+        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        for name in expected | got:
+            if expected.get(name) != got.get(name):
+                raise ValueError(f"tensor {name} must have the shape {expected.get(name)}, got {got.get(name)}")
+            if not weights[name].isfinite().all():
+                raise ValueError(f"tensor {name} must hold finite numbers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold weights of this project ({error}). Use a file of train.py.") from error
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     network.load_state_dict(weights, assign=True)
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False), description
 
 
 def save_weights(path: Path | str, network: UNet, description: Description) -> None:
     """Save a network as safetensors: convolutions in 16-bit floats, batch norm and colours in 32."""
     weights = {
-        name: (tensor.half() if tensor.dim() == 4 and not name.startswith("colour") else tensor).contiguous().cpu()
+        name: tensor.half() if tensor.dim() == 4 and not name.startswith("colour") else tensor
         for name, tensor in network.state_dict().items()
     }
-    write_file(path, safetensors_bytes(weights, metadata={"format": "pt", "description": description.to_json()}))
+    write_tensors(path, weights, description=dataclasses.asdict(description))
