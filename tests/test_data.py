@@ -399,6 +399,23 @@ def test_download_brings_the_two_archives_and_counts_the_files(kaggle, tmp_path,
     assert len(kaggle.asked) == 2, "what is there is not fetched again"
 
 
+def test_download_takes_zips_or_folders_that_a_notebook_on_kaggle_has_as_input(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "KAGGLE_INPUT", tmp_path / "input")
+    for place in ("zips", "folders/competitions"):
+        (tmp_path / "input" / place / download.COMPETITION).mkdir(parents=True)
+    kaggle.competition_download(download.COMPETITION, "train.zip")
+    (tmp_path / "train.zip").rename(tmp_path / "input/zips" / download.COMPETITION / "train.zip")
+    for n in range(3):
+        save(
+            tmp_path / "input/folders/competitions" / download.COMPETITION / f"train_masks/{n:012x}_01_mask.gif",
+            photo(),
+        )
+    kaggle.asked.clear()
+    assert download.download(tmp_path / "data") == 0
+    assert kaggle.asked == []
+    assert len(list((tmp_path / "data/train").iterdir())) == len(list((tmp_path / "data/train_masks").iterdir())) == 3
+
+
 def test_download_says_what_to_click_when_kaggle_says_403_or_401(kaggle, tmp_path):
     for status, words in (
         ("403 Client Error", "rules accepted first: open https://www.kaggle.com/c/carvana"),

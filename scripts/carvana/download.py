@@ -10,10 +10,19 @@ from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 COMPETITION = "carvana-image-masking-challenge"
 N_COMPETITION_PAIRS = 5088
+KAGGLE_INPUT = Path("/kaggle/input")  # what a notebook on Kaggle has added as input
+
+
+def find_input(archive: str) -> Path | None:
+    """Find one of the competition's archives, or the folder of its files, among the inputs of a notebook on Kaggle."""
+    names = (archive, archive.removesuffix(".zip"))
+    return next((path for name in names for path in sorted(KAGGLE_INPUT.glob(f"**/{COMPETITION}/**/{name}"))), None)
 
 
 def download(output: Path = PROJECT_DIR / "data") -> int:
     """Bring the competition's training photos and masks (only these, 430 MB) through Kaggle; go on where it stopped.
+
+    In a notebook on Kaggle that has the competition as an input they come from there.
 
     Args:
         output: Folder that gets train/ and train_masks/.
@@ -29,7 +38,7 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
         if folder.is_dir() and len(list(folder.iterdir())) >= N_COMPETITION_PAIRS:
             continue
         try:
-            archive_path = Path(kagglehub.competition_download(COMPETITION, path=archive))
+            archive_path = find_input(archive) or Path(kagglehub.competition_download(COMPETITION, path=archive))
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status == 403 or "403" in str(error):
