@@ -65,6 +65,7 @@ class Settings:
         "overlay",
     )  # what to write of each photo
     background: str | None = None  # also write <name>_background.jpg: white, #rrggbb, or a photo's path
+    shadow: bool = False  # keep the shadow that the car casts on the floor; one is drawn where the photo shows none
     weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too, or a short name such as street
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
     tta: bool = False  # average with the mirrored view: twice the time, slightly more exact
@@ -230,7 +231,7 @@ def predict_photo(
     logits = upsample(small, *native_size)
     if set(paths) != {"mask"} and image.shape[:2] != native_size:
         image = load_image(photo.path)
-    for kind, picture in make_pictures(image, logits, threshold, paths, background):
+    for kind, picture in make_pictures(image, logits, threshold, paths, background, settings.shadow):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
     return [f"{share:.4f}", f"{uncertainty:.1f}", warn(share, uncertainty)]
@@ -275,6 +276,7 @@ def predict(settings: Settings) -> int:
         threshold=threshold,
         tta=settings.tta,
         background=settings.background,
+        shadow=settings.shadow or None,
     )
     photos = find_photos(settings.photos, None if settings.submission else settings.output)
     if settings.submission:

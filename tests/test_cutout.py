@@ -9,6 +9,7 @@ from carvana.cutout import (
     cover,
     cut_out,
     draw_overlay,
+    find_shadow,
     find_transparency,
     read_background,
     replace_background,
@@ -68,6 +69,60 @@ def test_edge_of_no_car_of_all_car_and_of_a_line_is_cleaned_without_error():
     alpha[50] = 200
     assert np.array_equal(clean_edge(photo, alpha)[alpha == 0], photo[alpha == 0])
     assert clean_edge(photo[:1, :1], alpha[50:51, :1]).shape == (1, 1, 3)
+
+
+def draw_floor(shadow_strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a car on a floor with a line, darker to the right; return photo, alpha and the shadow's opacity."""
+    rows, columns = np.mgrid[:400, :600].astype(np.float32)
+    alpha = np.zeros((400, 600), np.uint8)
+    cv2.rectangle(alpha, (180, 120), (420, 230), 255, -1)
+    for x in (225, 375):
+        cv2.circle(alpha, (x, 230), 28, 255, -1)
+    cast = np.zeros((400, 600), np.float32)
+    cv2.ellipse(cast, (300, 245), (150, 30), 0, 0, 360, 1, -1)
+    cast = shadow_strength * cv2.GaussianBlur(cast, (0, 0), 8)
+    floor = (200 - columns / 8) * np.where(abs(rows - 330) < 2, 0.6, 1) * (1 - cast)
+    photo = np.where(alpha > 0, np.float32(90), floor).round().astype(np.uint8)
+    return cv2.merge([photo] * 3), alpha, cast
+
+
+def test_shadow_is_as_dark_as_the_floor_shows_it():
+    photo, alpha, cast = draw_floor(0.7)
+    shadow = find_shadow(photo, alpha) / 255
+    dark = (cast > 0.1) & (alpha == 0)
+    assert np.abs(shadow - cast)[dark].mean() < 0.2 * cast[dark].mean()
+    assert shadow[(cast < 0.01) & (alpha == 0)].max() < 0.05  # neither the line nor the wall is a shadow
+    assert shadow[225:250, 300].min() > 0.4  # it goes on under the car
+
+
+def test_contact_shadow_stands_in_where_the_floor_shows_none():
+    photo, alpha, _ = draw_floor(0)
+    for picture, shape in (
+        (photo, alpha),
+        (photo[:262], alpha[:262]),
+        (photo[120:262, 180:421], alpha[120:262, 180:421]),
+    ):
+        shadow = find_shadow(picture, shape)
+        assert shadow.shape == shape.shape
+        assert shadow[-15:].max() > 60 or shadow[240:262, 300].max() > 60  # between the wheels
+        assert shadow[:80].max() == 0
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    assert 60 < find_shadow(noise, alpha)[:, 300].max() < 160
+    assert not find_shadow(photo, np.zeros_like(alpha)).any()
+    assert find_shadow(photo[:1, :1], alpha[:1, :1] + np.uint8(255)).shape == (1, 1)
+
+
+def test_shadow_is_black_under_the_car_in_the_cut_out_and_darkens_a_new_background():
+    photo, alpha, _ = draw_floor(0.7)
+    alpha = cv2.GaussianBlur(alpha, (0, 0), 1)
+    shadow = find_shadow(photo, alpha)
+    cut = cut_out(photo, alpha, shadow)
+    assert np.array_equal(cut[alpha == 255], np.dstack([photo, alpha])[alpha == 255])
+    assert not cut[alpha == 0, :3].any()
+    assert np.array_equal(cut[alpha == 0, 3], shadow[alpha == 0])
+    white = np.full((1, 1, 3), 255, np.uint8)
+    on_white = cut[..., :3] * (cut[..., 3:] / 255) + 255 - cut[..., 3:]
+    assert np.abs(on_white - replace_background(photo, alpha, white, shadow)).max() <= 2
 
 
 def test_background_fills_the_photo_undistorted_and_the_car_keeps_its_colours():

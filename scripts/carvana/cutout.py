@@ -120,17 +120,134 @@ def mean_near(pixels: np.ndarray, colour: np.ndarray, weight: np.ndarray, size: 
     return cv2.blur(weighted, (size, size))[pixels] / cv2.blur(weight, (size, size))[pixels].clip(1e-6)[:, None]
 
 
-def cut_out(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def find_shadow(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Estimate the shadow that the car casts on the floor: how much darker the floor is there than further away.
+
+    The unshaded floor is a plane in log brightness, fitted robustly to the floor round the car. Where the photo shows
+    no floor, one too uneven for a plane, or no shadow, the result is a contact shadow drawn along the lower outline.
+
+    Args:
+        image: RGB photo (H, W, 3), uint8.
+        alpha: (H, W), uint8, 255 = car.
+
+    Returns:
+        Opacity of the shadow (H, W), uint8, 255 = black; it goes on under the car. All 0 if there is no car.
+    """
+    height, width = alpha.shape
+    scale = min(1, 480 / max(height, width))  # a shadow is smooth: a small copy shows all of it
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    alpha = cv2.resize(alpha, size, interpolation=cv2.INTER_AREA)
+    car = (alpha > 127).astype(np.uint8)
+    if not car.any():
+        return np.zeros((height, width), np.uint8)
+    brightness = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    shadow = measure_shadow(brightness, alpha, car)
+    if shadow is None:
+        shadow = draw_contact_shadow(car)
+    return cv2.resize((shadow * 255 + 0.5).astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def measure_shadow(brightness: np.ndarray, alpha: np.ndarray, car: np.ndarray) -> np.ndarray | None:
+    """Measure the shadow in a small photo. All lengths are in heights of the car.
+
+    Args:
+        brightness: (h, w), uint8.
+        alpha: (h, w), uint8, 255 = car.
+        car: (h, w), uint8, 1 = car.
+
+    Returns:
+        Opacity (h, w), float32 in [0, 1], or None if no shadow can be told from the floor.
+    """
+    left, top, car_width, car_height = cv2.boundingRect(car)
+    rows, columns = np.mgrid[: car.shape[0], : car.shape[1]].astype(np.float32)
+    ground_columns, ground_rows = find_ground_line(car, max_slope=0.5)
+    below = (rows - np.interp(columns[0], ground_columns, ground_rows).astype(np.float32)) / car_height
+    away = cv2.distanceTransform(1 - car, cv2.DIST_L2, 5) / car_height
+    outside = cv2.dilate(alpha, np.ones((3, 3))) == 0
+    floor = outside & (below > -0.12) & (away > 0.35) & (away < 1)
+    if np.count_nonzero(floor) < 0.02 * np.count_nonzero(car) + 20:
+        return None
+
+    # Iteratively reweighted least squares; what is darker than the plane weighs less, since shadows reach far.
+    log_brightness = np.log(np.maximum(brightness, 2).astype(np.float32))
+    plane = np.dstack([np.ones_like(rows), (columns - left) / car_width, (rows - top) / car_height])
+    seen, place = log_brightness[floor], plane[floor]
+    residual = seen - np.median(seen)
+    for _ in range(8):
+        spread = np.median(np.abs(residual)) + 0.01
+        outlier = np.where(residual < 0, 3 * residual, residual) / (2 * spread)
+        weight = (1 / (1 + outlier**2) / (away[floor] + 0.2)) ** 2
+        weighted = (place * weight[:, None]).T
+        coefficients = np.linalg.lstsq(weighted @ place, weighted @ seen, rcond=None)[0]
+        residual = seen - place @ coefficients
+    darkening = (1 - np.exp(log_brightness - plane @ coefficients)).clip(0, 1).astype(np.float32)
+
+    # Smooth it without the car, whose place is filled from what surrounds it; lines on the floor are no shadow.
+    darkening = cv2.medianBlur((darkening * 255).astype(np.uint8), 5) / np.float32(255)
+    known, total, n_known = outside.astype(np.float32), np.float32(0), np.float32(1e-4)
+    for sigma, share in ((0.02 * car_height, 1), (0.08 * car_height, 0.05)):
+        total = total + share * cv2.GaussianBlur(darkening * known, (0, 0), max(0.8, sigma))
+        n_known = n_known + share * cv2.GaussianBlur(known, (0, 0), max(0.8, sigma))
+    darkening = total / n_known
+    at_the_car = outside & (below > -0.1) & (away < 0.06)
+    visible = np.median(darkening[at_the_car]) if at_the_car.any() else 0
+    if spread > 0.12 or visible < max(0.1, 1.5 * spread):
+        return None
+
+    # Only on the floor: below the ground line or between the wheels, near the car and in one piece with it.
+    hull = cv2.fillConvexPoly(np.zeros_like(car), cv2.convexHull(cv2.findNonZero(car)), 1)
+    on_floor = np.maximum(((below + 0.18) / 0.12).clip(0, 1), hull * ((below + 0.5) / 0.2).clip(0, 1))
+    shadow = ((darkening - spread) / (1 - spread)).clip(0, 1) * on_floor * ((0.55 - away) / 0.4).clip(0, 1)
+    parts = cv2.connectedComponents(((shadow > 0.04) | (car > 0)).astype(np.uint8))[1]
+    return shadow * np.isin(parts, np.unique(parts[car > 0]))
+
+
+def draw_contact_shadow(car: np.ndarray) -> np.ndarray:
+    """Draw a soft shadow along the lower outline of car (h, w), uint8, 1 = car: opacity (h, w), float32 in [0, 1]."""
+    car_height = cv2.boundingRect(car)[3]
+    columns, ground = find_ground_line(car, max_slope=1)
+    inset = len(columns) // 20
+    below = np.arange(car.shape[0])[:, None] - ground[inset : len(ground) - inset]
+    shadow = np.zeros(car.shape, np.float32)
+    shadow[:, columns[inset : len(columns) - inset]] = (below > -0.16 * car_height) & (below < 0.015 * car_height)
+    return 0.6 * cv2.GaussianBlur(shadow, (0, 0), max(1, 0.035 * car_height))
+
+
+def find_ground_line(car: np.ndarray, max_slope: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find where the car stands: the lower side of its convex hull, without the ends that rise more steeply.
+
+    Args:
+        car: (h, w), uint8, 1 = car.
+        max_slope: Rows per column.
+
+    Returns:
+        Columns and the lowest row of the hull in each.
+    """
+    hull = cv2.fillConvexPoly(np.zeros_like(car), cv2.convexHull(cv2.findNonZero(car)), 1)
+    columns = np.flatnonzero(hull.any(0))
+    lowest = len(hull) - 1 - np.argmax(hull[::-1, columns], 0)
+    first, last = np.argmax(lowest - max_slope * columns), np.argmax(lowest + max_slope * columns)
+    return columns[first : last + 1], lowest[first : last + 1]
+
+
+def cut_out(image: np.ndarray, alpha: np.ndarray, shadow: np.ndarray | None = None) -> np.ndarray:
     """Make the background transparent.
 
     Args:
         image: RGB (H, W, 3), uint8, its edge cleaned by `clean_edge`.
         alpha: (H, W), uint8, 255 = car.
+        shadow: Opacity (H, W), uint8, from `find_shadow`: black below the car.
 
     Returns:
-        RGBA (H, W, 4), uint8. Where nothing shows the colour is black: the old background is not in the file.
+        RGBA (H, W, 4), uint8. Where no car shows the colour is black: the old background is not in the file.
     """
-    return np.dstack([cv2.bitwise_and(image, image, mask=alpha), alpha])
+    car = cv2.bitwise_and(image, image, mask=alpha)
+    if shadow is None:
+        return np.dstack([car, alpha])
+    opacity = 255 - cv2.multiply(255 - alpha, 255 - shadow, scale=1 / 255)
+    mixed = (alpha > 0) & (alpha < 255)
+    car[mixed] = (car[mixed] * (alpha[mixed].astype(np.float32) / opacity[mixed])[:, None] + 0.5).astype(np.uint8)
+    return np.dstack([car, opacity])
 
 
 def read_background(text: str) -> np.ndarray:
@@ -153,19 +270,24 @@ def read_background(text: str) -> np.ndarray:
     return np.array(colour, np.uint8)[None, None]
 
 
-def replace_background(image: np.ndarray, alpha: np.ndarray, background: np.ndarray) -> np.ndarray:
+def replace_background(
+    image: np.ndarray, alpha: np.ndarray, background: np.ndarray, shadow: np.ndarray | None = None
+) -> np.ndarray:
     """Put the car before a new background, which is cropped in the middle to the photo's shape.
 
     Args:
         image: RGB (H, W, 3), uint8, its edge cleaned by `clean_edge`.
         alpha: (H, W), uint8, 255 = car.
         background: RGB (h, w, 3), uint8, of any size.
+        shadow: Opacity (H, W), uint8, from `find_shadow`, by which the background is darkened.
 
     Returns:
         RGB (H, W, 3), uint8.
     """
     height, width = alpha.shape
     covered = cover(background, height, width)
+    if shadow is not None:
+        covered = cv2.multiply(covered, cv2.merge([255 - shadow] * 3), scale=1 / 255)
     x, y, box_width, box_height = cv2.boundingRect(alpha)
     box = slice(y, y + box_height), slice(x, x + box_width)
     share = alpha[box][..., None].astype(np.uint16)
@@ -204,7 +326,12 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def make_pictures(
-    image: np.ndarray, logits: np.ndarray, threshold: float, kinds: Iterable[str], background: np.ndarray | None = None
+    image: np.ndarray,
+    logits: np.ndarray,
+    threshold: float,
+    kinds: Iterable[str],
+    background: np.ndarray | None = None,
+    shadow: bool = False,
 ) -> Iterator[tuple[str, Image.Image]]:
     """Make the pictures of a photo.
 
@@ -214,6 +341,7 @@ def make_pictures(
         threshold: Probability from which a pixel is car.
         kinds: Some of the keys of ENDINGS.
         background: RGB (h, w, 3), uint8, for the kind "background".
+        shadow: Keep the car's shadow in cut-outs and before a new background.
 
     Yields:
         Kind and picture.
@@ -227,18 +355,19 @@ def make_pictures(
         alpha = np.empty(logits.shape, np.uint8)
         for top in range(0, len(alpha), BAND):
             alpha[top : top + BAND] = find_transparency(to_probability(logits[top : top + BAND]), threshold)
+        shade = find_shadow(image, alpha) if shadow else None
         image = clean_edge(image, alpha)
     if "cutout" in kinds:
-        yield "cutout", Image.fromarray(cut_out(image, alpha))
+        yield "cutout", Image.fromarray(cut_out(image, alpha, shade))
     if "background" in kinds:
-        yield "background", Image.fromarray(replace_background(image, alpha, background))
+        yield "background", Image.fromarray(replace_background(image, alpha, background, shade))
 
 
 def encode_picture(picture: Image.Image, suffix: str) -> bytes:
     """Encode a picture as .png or .jpg.
 
-    Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a cut-out is
-    well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
+    Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a
+    cut-out is well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
     """
     if suffix == ".png":
         pixels = np.asarray(picture)
