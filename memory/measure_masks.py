@@ -19,7 +19,7 @@ sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
 import extra  # noqa: E402
 from carvana import files  # noqa: E402
-from carvana.arrays import map_threads
+from carvana.cache import map_threads
 from carvana.listing import list_files
 from carvana.masks import load_mask
 from carvana.pictures import MASK_SUFFIXES, area_average, upsample

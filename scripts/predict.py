@@ -6,8 +6,8 @@
     python scripts/predict.py data/test --submission submission.csv   for Kaggle
     python scripts/predict.py --export carvana-unet.onnx              for other programs
 
-A photo `<name>.jpg` gives, at its own size, `<name>_mask.png` (0 and 255), `<name>_cutout.png` (transparent) and
-`<name>_overlay.jpg`; predictions.csv tells how much of each photo is car. The same command goes on where it was stopped.
+A photo `<name>.jpg` gives, at full resolution, `<name>_mask.png` (0 and 255), `<name>_cutout.png` (transparent) and
+`<name>_overlay.jpg`; predictions.csv says how much of each photo is car. The same command goes on where it was stopped.
 
 In Python:
 

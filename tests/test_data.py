@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from carvana import cache as cache_module
 from carvana import download
-from carvana.backgrounds import replace_background
+from carvana.augmentation import replace_background
 from carvana.masks import load_mask
 from carvana.pictures import area_average
 from PIL import Image
@@ -74,13 +75,57 @@ def test_carvana_names_tell_car_and_view_and_other_photos_are_cars_of_their_own(
         assert data.split_name(stem) == (stem, 0)
 
 
+def test_groups_keep_frames_of_one_film_or_folder_together(tmp_path):
+    for film in (1, 2):
+        for frame in range(3):
+            for path in (f"photos/film{film}_{frame:04d}.jpg", f"photos/car{film}/{frame}.jpg"):
+                save(tmp_path / path, photo())
+                save(tmp_path / path.replace("photos", "masks").replace("jpg", "png"), mask())
+    folders = tmp_path / "photos", tmp_path / "masks"
+    groups = {}
+    for group_by in ("name", "prefix", "folder"):
+        pairs, *_ = data.find_pairs(*folders, group_by)
+        groups[group_by] = sorted({pair.car for pair in pairs}), len(pairs), data.group_word(pairs, group_by)
+    assert groups["prefix"] == (["film1", "film2"], 6, "groups")
+    assert groups["folder"] == (["", "car1", "car2"], 12, "folders")
+    assert len(groups["name"][0]) == 6 and groups["name"][2] == "photos"
+
+
+@pytest.mark.parametrize("name", ["{}.jpg.png", "{}_gt.png", "{}_label.png"])
+def test_a_near_miss_of_names_gets_a_hint(tmp_path, name, capsys):
+    for number in range(6):
+        save(tmp_path / f"photos/car{number}.jpg", photo())
+        save(tmp_path / "masks" / name.format(f"car{number}"), mask())
+    assert data.check(tmp_path / "photos", tmp_path / "masks") == 1
+    out = capsys.readouterr().out
+    assert f"{name.format('car0')} looks like the mask of car0.jpg: rename it car0_mask.png" in out
+    assert out.count("\n") < 10 and "and 1 more" in out
+
+
+def test_what_lies_beside_photos_and_masks_is_counted_and_named(tmp_path, capsys):
+    for path in ("photos/a.jpg", "photos/b.jfif", "photos/sub/c.jpg"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo()).save(tmp_path / path, "JPEG")
+    save(tmp_path / "photos/a_cutout.png", photo())
+    for path in ("masks/a.png", "masks/b.png"):
+        save(tmp_path / path, mask())
+    for path in ("photos/d.heic", "photos/film.mov", "masks/labels.json"):
+        (tmp_path / path).write_bytes(b"x")
+    pairs = data.require_pairs(tmp_path / "photos", tmp_path / "masks")
+    said = capsys.readouterr().err
+    assert [pair.name for pair in pairs] == ["a", "b"]
+    assert "photos: 2 files not read: d.heic, film.mov (photos are .bmp .jfif" in said
+    assert "masks: 1 file not read: labels.json (masks are" in said
+    assert "1 sub-folder not searched: sub. --group-by folder" in said
+    assert "1 file left out, named like results of this program" in said and "a_cutout.png" in said
+
+
 def test_a_missing_folder_and_one_without_pairs_get_their_sentences(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         data.require_pairs(tmp_path / "nowhere", tmp_path)
     (tmp_path / "a.jpg").touch()
     with pytest.raises(
-        ValueError,
-        match="at least one photo with its mask, got 1 photo and 0 masks .* A photo x.jpg belongs to the mask x_mask.png",
+        ValueError, match="at least one photo with its mask, got 1 photo and 0 masks .* A photo x.jpg belongs to"
     ):
         data.require_pairs(tmp_path, tmp_path)
 
@@ -155,6 +200,204 @@ def test_a_grey_mask_is_refused_by_name(tmp_path):
         load_mask(tmp_path / "m.png")
 
 
+def draw_scene(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A light wall, a darker floor, a dark blob that stands for the car: photo (80, 120, 3), mask (80, 120), bool."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:80, :120]
+    car = ((x - 120 * rng.uniform(0.4, 0.6)) / 30) ** 2 + ((y - 48) / 16) ** 2 < 1
+    image = np.where(y[..., None] < 56, [200, 205, 210], [120, 118, 115]) + rng.normal(0, 4, (80, 120, 3))
+    image[car] = rng.uniform(20, 90, 3)
+    return image.clip(0, 255).astype(np.uint8), car
+
+
+@pytest.fixture
+def check_set(tmp_path, capsys):
+    """Save photos and masks, run `data.py check`; return its exit code, what it printed, and the masks' coverage."""
+
+    def check(make_mask, n=6, ending="png", exif=None, **settings):
+        folder = tmp_path / f"set{len(list(tmp_path.iterdir()))}"
+        (folder / "photos").mkdir(parents=True), (folder / "masks").mkdir()
+        for number in range(n):
+            image, car = draw_scene(number)
+            picture = Image.fromarray(image)
+            if exif:
+                orientation, transposition = exif
+                picture = picture.transpose(transposition)
+                exif_block = picture.getexif()
+                exif_block[0x0112] = orientation
+            picture.save(folder / f"photos/car{number}.jpg", quality=95, **({"exif": exif_block} if exif else {}))
+            made = make_mask(number, car)
+            made = made if isinstance(made, Image.Image) else Image.fromarray(made)
+            made.save(folder / f"masks/car{number}.{ending}")
+        capsys.readouterr()
+        code = data.check(folder / "photos", folder / "masks", **settings)
+        pairs, *_ = data.find_pairs(folder / "photos", folder / "masks")
+        covered = {}
+        store = lambda row, image, *label: covered.update({row: label})
+        data.read_set(pairs, 120, 80, **settings, store=store, quiet=True)
+        return code, capsys.readouterr().out, covered
+
+    return check
+
+
+def is_right(covered: dict) -> bool:
+    return all(np.array_equal(coverage == 255, draw_scene(row)[1]) for row, (coverage, _) in covered.items())
+
+
+def with_palette(indices: np.ndarray, *colours: int) -> Image.Image:
+    picture = Image.fromarray(indices.astype(np.uint8)).convert("P")
+    picture.putpalette(colours)
+    return picture
+
+
+GOOD_SETS = {
+    "palettes in another order": lambda n, car: (
+        with_palette(car, 0, 0, 0, 255, 255, 255) if n % 2 else with_palette(~car, 255, 255, 255, 0, 0, 0)
+    ),
+    "red on black": lambda n, car: np.where(car[..., None], [200, 0, 0], [0, 0, 0]).astype(np.uint8),
+    "16 bits": lambda n, car: car.astype(np.uint16) * 65535,
+    "0 and 1 in some files, 0 and 255 in others": lambda n, car: car.astype(np.uint8) * (255 if n % 2 else 1),
+    "two greys, one file of the brighter alone": lambda n, car: np.where(car | (n == 5), 200, 100).astype(np.uint8),
+    "white on transparent": lambda n, car: np.dstack([np.full((*car.shape, 3), 255, np.uint8), car * np.uint8(255)]),
+    "black on transparent": lambda n, car: np.dstack([np.zeros((*car.shape, 3), np.uint8), car * np.uint8(255)]),
+    "a cut-out": lambda n, car: np.dstack([draw_scene(n)[0], car * np.uint8(255)]),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD_SETS)
+def test_one_rule_reads_a_whole_set_of_masks(check_set, kind):
+    code, out, covered = check_set(GOOD_SETS[kind], n=5)
+    assert code == 0 and is_right(covered) and "warning" not in out
+    assert ("alpha channel" in out) == ("transparent" in kind or kind == "a cut-out")
+
+
+@pytest.mark.parametrize("ending", ["tif", "bmp"])
+def test_tiff_and_bmp_masks_are_read(check_set, ending):
+    code, _, covered = check_set(lambda n, car: car.astype(np.uint8) * 255, ending=ending)
+    assert code == 0 and len(covered) == 6 and is_right(covered)
+
+
+def test_jpeg_masks_are_refused_by_name_and_the_rule_is_said_once(check_set):
+    code, out, _ = check_set(lambda n, car: car.astype(np.uint8) * 255, n=7, ending="jpg")
+    assert code == 1 and "masks: 7 files not read: car0.jpg" in out and "JPEG smears the edge" in out
+    assert "7 photos without a mask, left out: car0.jpg, car1.jpg, car2.jpg, car3.jpg, car4.jpg and 2 more." in out
+    assert out.count("A photo x.jpg belongs to the mask x_mask.png") == 1
+
+
+def test_values_that_mean_different_things_are_an_error_with_the_way_out(check_set):
+    def classes(n, car):  # 1 a car, 2 its plate or, in the last file, a person
+        values = car.astype(np.uint8)
+        values[45:50, 55:65] *= 2
+        return np.roll(car, -40, axis=1).astype(np.uint8) * 2 if n == 5 else values
+
+    code, out, _ = check_set(classes)
+    assert code == 1 and "got 3: 0 (6 files), 1 (5 files), 2 (6 files). They look like class numbers" in out
+    assert "--car-value 1" in out
+    code, out, covered = check_set(classes, car_value=("1", "2"))
+    assert code == 0 and all(np.array_equal(covered[row][0] == 255, draw_scene(row)[1]) for row in range(5))
+    code, out, covered = check_set(classes, car_value=("1",))
+    assert (
+        code == 0 and not covered[5][0].any() and "1 photo shows no car, which is fine if it is meant: car5.png" in out
+    )
+    code, out, _ = check_set(lambda n, car: car * np.uint8(255), car_value=("3",))
+    assert code == 1 and "car_value must be a value of the masks, got 3. They hold 0 (6 files), 255 (6 files)" in out
+
+
+def test_voc_masks_are_read_by_class_number_or_colour(check_set):
+    palette = [0] * 768
+    palette[21:24], palette[765:] = [128, 128, 128], [224, 224, 192]
+
+    def voc(n, car):  # 7 is car, a border round it belongs to no class
+        return with_palette(np.where(np.roll(car, 2, axis=1) & ~car, 255, 7 * car), *palette)
+
+    code, out, _ = check_set(voc)
+    assert code == 1 and "--car-value 128" in out and "Class numbers" in out
+    for car_value, unknown_value in ((("7",), ("255",)), (("#808080",), ("#e0e0c0",))):
+        code, out, covered = check_set(voc, car_value=car_value, unknown_value=unknown_value)
+        coverage, known = covered[0]
+        assert (
+            code == 0
+            and is_right(covered)
+            and (known == 0).sum() == (np.roll(draw_scene(0)[1], 2, 1) & ~draw_scene(0)[1]).sum()
+        )
+
+
+def test_inverted_masks_are_warned_of_and_read_with_car_value(check_set):
+    inverted = lambda n, car: ~car * np.uint8(255)
+    code, out, _ = check_set(inverted)
+    assert code == 0 and "warning:  the masks look inverted: car covers 84% of the photos" in out
+    assert 'If the car is 0 in them: --car-value "0"' in out
+    code, out, covered = check_set(inverted, car_value=("0",))
+    assert code == 0 and is_right(covered) and "warning" not in out
+    code, out, _ = check_set(lambda n, car: (car if n % 3 else ~car) * np.uint8(255))
+    assert "the masks may contradict each other: 2 of 6" in out and "car0.png, car3.png" in out
+
+
+def test_masks_upside_down_or_drawn_before_an_exif_rotation_are_named(check_set):
+    white = lambda car: car * np.uint8(255)
+    code, out, _ = check_set(lambda n, car: white(car[::-1]))
+    assert "6 of 6 masks fit their photos better upside down: car0.png" in out
+    code, out, _ = check_set(lambda n, car: white(car[::-1] if n == 2 else car))
+    assert "1 mask may be upside down: car2.png" in out
+    half_turn = 3, Image.Transpose.ROTATE_180
+    code, out, _ = check_set(lambda n, car: white(car[::-1, ::-1]), exif=half_turn)
+    assert "6 masks fit the photo as it was before its EXIF rotation: car0.png" in out
+    code, out, covered = check_set(lambda n, car: white(car), exif=half_turn)
+    assert "warning" not in out and is_right(covered)
+    quarter_turn = 6, Image.Transpose.ROTATE_90
+    code, out, _ = check_set(lambda n, car: white(np.rot90(car)), exif=quarter_turn)
+    assert code == 1 and "got 80x120, which is the photo's before its EXIF rotation" in out
+
+
+def test_masks_of_one_level_in_a_whole_set_are_said(check_set):
+    _, out, _ = check_set(lambda n, car: np.full_like(car, 255, np.uint8))
+    assert "6 masks are all car, no background: car0.png" in out
+    _, out, _ = check_set(lambda n, car: np.zeros_like(car, np.uint8))
+    assert "no mask shows a car" in out
+
+
+def test_a_training_says_what_looks_wrong_each_time_it_starts(tmp_path, capsys):
+    for number in range(4):
+        image, car = draw_scene(number)
+        save(tmp_path / f"photos/car{number}.jpg", image)
+        save(tmp_path / f"masks/car{number}.png", ~car * np.uint8(255))
+    pairs = data.require_pairs(tmp_path / "photos", tmp_path / "masks")
+    assert "4 photos not named like Carvana's" in capsys.readouterr().err
+    for _ in range(2):  # the second time from the cache
+        cache = data.build_cache(pairs, 48, 32, tmp_path / "c")
+        assert "warning: the masks look inverted" in capsys.readouterr().err
+    other = data.build_cache(pairs, 48, 32, tmp_path / "c", car_value=("0",))
+    assert other.path != cache.path and np.array_equal(other.coverage, 255 - cache.coverage)
+    assert other.fingerprint != cache.fingerprint and "inverted" not in capsys.readouterr().err
+
+
+def test_unknown_pixels_are_marked_in_samples_and_at_full_resolution(tmp_path):
+    for number in range(2):
+        image, car = draw_scene(number)
+        labels = np.where(car, 255, 0).astype(np.uint8)
+        labels[:, :20] = 128
+        save(tmp_path / f"photos/car{number}.png", image)
+        save(tmp_path / f"masks/car{number}.png", labels)
+    pairs = data.require_pairs(tmp_path / "photos", tmp_path / "masks")
+    with pytest.raises(ValueError, match="got 3: .* If 128 means unknown: --unknown-value 128"):
+        data.build_cache(pairs, 60, 40, tmp_path / "c", quiet=True)
+    cache = data.build_cache(pairs, 60, 40, tmp_path / "c", quiet=True, unknown_value=("128",))
+    image, coverage, known, row = CarDataset(cache)[0, 1]
+    assert row == 1 and (known[:, :10] == 0).all() and (known[:, 10:] == 255).all()
+    mask, known = cache.load_mask(1)
+    assert np.array_equal(mask, draw_scene(1)[1]) and np.array_equal(~known, np.indices(mask.shape)[1] < 20)
+    for epoch in range(8):  # the label moves with its photo
+        image, coverage, known, _ = CarDataset(cache, augment=True, background=0.5)[epoch, 0]
+        assert set(np.unique(known)) <= {0, 255} and 0.05 < (known == 0).mean() < 0.35
+        assert image[(coverage > 250) & (known == 255)].mean() < 130
+
+
+def test_where_all_is_known_no_file_says_so(pairs, tmp_path):
+    cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
+    assert cache.known is None and (CarDataset(cache)[0, 0][2] == 255).all()
+    assert cache.load_mask(0)[1] is None
+
+
 def test_coverage_is_the_share_of_a_pixel_that_is_car(tmp_path):
     array = np.zeros((32, 32), np.uint8)
     array[:, :3] = 255
@@ -220,7 +463,7 @@ def test_an_interrupted_build_is_not_taken_for_a_whole_one(pairs, tmp_path, monk
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "read_pair", interrupt)
+    monkeypatch.setattr(cache_module, "read_pair", interrupt)
     with pytest.raises(KeyboardInterrupt):
         data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
     assert [path.name for path in (tmp_path / "c").iterdir()] == [".lock"]

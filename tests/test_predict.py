@@ -47,7 +47,7 @@ def photos(tmp_path) -> Path:
 
 @pytest.fixture
 def run_predict(red_weights, tmp_path, monkeypatch, capsys):
-    """Run the command in this process, where PyTorch need not be loaded anew; return a CompletedProcess, output as text."""
+    """Run the command in this process, where PyTorch is loaded; return a CompletedProcess, output as text."""
 
     def run(*args, output=tmp_path / "out", weights=red_weights, env={}):
         args = [*map(str, args), "--weights", str(weights), "--output", str(output), "--device", "cpu"]
@@ -168,7 +168,7 @@ def test_results_of_two_thresholds_are_not_mixed(run_predict, photos, tmp_path):
         result.stderr.startswith("error: threshold must be 0.4, as for the results in ")
         and result.stderr.count("\n") == 1
     )
-    # Made anew with another threshold, one photo's row does not stand beside those of the old one: the others are made anew, too.
+    # Made anew with another threshold, one photo's row does not stand beside those of the old one: all are made anew.
     assert run_predict(photos / "one.jpg", "--outputs", "mask", "--threshold", "0.7", "--overwrite").returncode == 0
     assert set(read_table(tmp_path / "out/predictions.csv")) == {"one"}
     result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")

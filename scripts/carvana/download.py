@@ -47,8 +47,8 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
                 ) from error
             if status == 401 or "401" in str(error) or "credential" in str(error).lower():
                 raise RuntimeError(
-                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the environment "
-                    "variable KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
+                    "Kaggle does not know you: make a token at https://www.kaggle.com/settings, put it into the "
+                    "environment variable KAGGLE_API_TOKEN (or a kaggle.json into ~/.kaggle), and try again."
                 ) from error
             raise RuntimeError(
                 f"{archive} could not be downloaded ({error}). Try again: it goes on where it stopped."
@@ -58,7 +58,8 @@ def download(output: Path = PROJECT_DIR / "data") -> int:
         count = len(list_files(Path(output) / name, suffixes))
         if count != N_COMPETITION_PAIRS:
             raise RuntimeError(
-                f"{Path(output) / name} must hold {N_COMPETITION_PAIRS} files, got {count}. Delete the folder and try again."
+                f"{Path(output) / name} must hold {N_COMPETITION_PAIRS} files, got {count}. Delete the folder and try "
+                "again."
             )
         print(f"{Path(output) / name}: {count} files")
     return 0

@@ -1,15 +1,16 @@
 """Which files of a folder are photos, masks, or neither; whose mask is whose."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from carvana.masks import count, name_some
 from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 NAMING_RULE = "A photo x.jpg belongs to the mask x_mask.png (.gif, .tif, .bmp) or, failing that, to x.png."
-NAMING = f"""Photos are .jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff files, masks .png .gif .tif .tiff .bmp files of two values
-(JPEG is refused, since it smears the edge). {NAMING_RULE}"""
+NAMING = f"""Photos are .jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff files, masks .png .gif .tif .tiff .bmp files of
+two values (JPEG is refused, since it smears the edge). {NAMING_RULE}"""
 # What predict.py and train.py write: never photos again, wherever they lie.
 OWN_RESULT = re.compile(r".+_(mask|cutout|overlay|background|shadow)|epoch_\d{3}|curves|worst|views")
 OWN_ENDINGS = "_mask, _cutout, _overlay, _background"
@@ -96,6 +97,20 @@ def describe_files(
     return unread, lonely + [hint] if hint else lonely
 
 
+def index_by_name(paths: Sequence[Path], folder: Path | str) -> dict[str, Path]:
+    """Index files by their name below `folder`, without its ending."""
+    names: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in names:
+            raise ValueError(
+                f"{path} and {names[name].name} share one name, so it is not clear which belongs to the pair. "
+                "Move one of them away."
+            )
+        names[name] = path
+    return names
+
+
 def match_names(photos: Iterable[str], masks: dict[str, Path]) -> dict[str, Path]:
     """Find the mask of each photo: that of the same name with `_mask`, or else of the same name."""
     found = {photo: masks.get(f"{photo}_mask") or masks.get(photo) for photo in photos}
@@ -111,3 +126,33 @@ def hint_partner(photos: list[Path], masks: list[Path]) -> str:
             mask = min(near, key=lambda mask: abs(len(mask.name) - len(photo.name)))
             return f"{mask.name} looks like the mask of {photo.name}: rename it {photo.stem}_mask{mask.suffix}."
     return ""
+
+
+def describe_groups(n_unnamed: int) -> list[str]:
+    """Say what counts as a car where `n_unnamed` photos have no name that tells."""
+    if not n_unnamed:
+        return []
+    return [
+        f"{count(n_unnamed, 'photo')} not named like Carvana's (<12 hex digits>_<01 to 16>): each counts as a car of "
+        "its own. If several show one car, keep them together: --group-by prefix (film1_0001, film1_0002) or "
+        "--group-by folder."
+    ]
+
+
+def print_report(facts: list, notes: list[str], warnings: list[str], problems: list[str]) -> None:
+    """Print what `data.py check` found."""
+    for (height, width), number in Counter(fact.size for fact in facts).most_common(5):
+        print(f"size:     {width}x{height}, {count(number, 'pair')}")
+    if facts:
+        shares = [100 * fact.share for fact in facts]
+        print(
+            f"car:      {min(shares):.1f} to {max(shares):.1f} % of the photo, mean {sum(shares) / len(shares):.1f} %"
+        )
+    for kind, sentences in (("note:     ", notes), ("warning:  ", warnings)):
+        for sentence in sentences:
+            print(f"{kind}{sentence}")
+    print(f"to mend:  {len(problems)}")
+    for problem in problems[:100]:
+        print(f"  {problem}")
+    if len(problems) > 100:
+        print(f"  and {len(problems) - 100} more")

@@ -1,7 +1,7 @@
 """Masks on disk to labels: which value of a set's files is car, which is unknown, and what looks wrong about a set.
 
-One rule holds for a whole set: the same value means the same class in every file. Without a word from the user the darker of
-the set's two values is background and the brighter one car. Whatever a set holds besides needs `car_value`.
+One rule holds for a whole set: the same value means the same class in every file. Without a word from the user the
+darker of the set's two values is background and the brighter one car. Whatever a set holds besides needs `car_value`.
 """
 
 import re
@@ -354,8 +354,8 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         )
     elif inverted:
         warnings.append(
-            f"the masks may contradict each other: {len(inverted)} of {n} have car in all four corners of the photo, as if "
-            f"inverted: {name(inverted)}. Invert them, or leave them if they are close-ups."
+            f"the masks may contradict each other: {len(inverted)} of {n} have car in all four corners of the photo, "
+            f"as if inverted: {name(inverted)}. Invert them, or leave them if they are close-ups."
         )
     if full:
         warnings.append(
@@ -364,8 +364,8 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
     rotated = [fact for fact in facts if fact.fit_rotated > FITS_BETTER * fact.fit]
     if rotated:
         warnings.append(
-            f"{count(len(rotated), 'mask fits', 'masks fit')} the photo as it was before its EXIF rotation: {name(rotated)}. Rotate the "
-            "mask as the photo is shown, or save the photo without the rotation."
+            f"{count(len(rotated), 'mask fits', 'masks fit')} the photo as it was before its EXIF rotation: "
+            f"{name(rotated)}. Rotate the mask as the photo is shown, or save the photo without the rotation."
         )
     flipped = [fact for fact in facts if fact.fit_upside_down > FITS_BETTER * fact.fit and fact not in rotated]
     sure = [fact for fact in flipped if fact.fit_upside_down > max(1.5, FITS_FAR_BETTER * fact.fit)]

@@ -21,8 +21,8 @@ def load_image(path: Path | str, target_size: Callable[[int, int], Size] | None 
     Args:
         path: A JPEG, PNG, WebP, BMP or TIFF file, whatever its name ends in. CMYK, grey, palette and 16-bit photos are
             converted, a colour profile is turned into sRGB; transparent pixels become white; EXIF rotation is applied.
-        target_size: Gives, for a photo's (height, width), the (height, width) to which it will be made smaller: a JPEG is then decoded
-            at 1/2, 1/4 or 1/8, as long as a third more than that is left.
+        target_size: Gives, for a photo's (height, width), the (height, width) to which it will be downsampled: a JPEG
+            is then decoded at 1/2, 1/4 or 1/8, as long as a third more than that is left.
 
     Returns:
         RGB photo (height, width, 3), uint8.
@@ -101,8 +101,8 @@ class open_picture:
             if self.path.exists() and self.path.stat().st_size == 0:
                 raise ValueError(f"{self.path} is empty. Copy or download it again.")
             Image.init()  # Pillow otherwise knows only some formats until the first file that needs another
-            # By its name, Pillow would map some files into memory: a file cut short meanwhile then kills the process, and
-            # photos taken sideways (TIFF without compression) come out scrambled.
+            # By its name, Pillow would map some files into memory: a file cut short meanwhile then kills the process,
+            # and photos taken sideways (TIFF without compression) come out scrambled.
             self.file = open(self.path, "rb")
             self.image = Image.open(self.file, formats=self.formats)
             return self.image
@@ -141,7 +141,8 @@ def area_average(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     shrinks = picture.shape[0] >= height and picture.shape[1] >= width
     n_rows = picture.shape[0] // height
     if shrinks and picture.shape[0] == n_rows * height and picture.shape[1] % width and 1 < n_rows <= 257:
-        # As in the competition's photos, 1918x1280, a new pixel is whole rows high: adding these up first takes half of the time.
+        # As in the competition's photos, 1918x1280, a new pixel is whole rows high: adding these up first takes half of
+        # the time.
         in_bytes = picture.dtype == np.uint8  # of which 16 bits hold the sum of 257
         sums = np.add.reduce(
             picture.reshape(height, n_rows, *picture.shape[1:]), axis=1, dtype=np.uint16 if in_bytes else picture.dtype
@@ -157,7 +158,7 @@ def upsample(logits: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def encode_runs(mask: np.ndarray) -> str:
-    """Write a mask as Carvana's run lengths: pairs `start length`, pixels numbered from 1, left to right, then top to bottom.
+    """Write a mask as Carvana's run lengths: pairs `start length`, pixels numbered from 1, row after row.
 
     Args:
         mask: (H, W), bool.

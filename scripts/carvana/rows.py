@@ -45,8 +45,8 @@ def start_table(
                 fits = False
                 if not overwrite:
                     raise ValueError(
-                        f"{key} must be {before[key]}, as for the results in {path}, got {value}. Use --overwrite to make "
-                        "them anew, or name another place for the results."
+                        f"{key} must be {before[key]}, as for the results in {path}, got {value}. Use --overwrite to "
+                        "make them anew, or name another place for the results."
                     )
         settings = {**before, **settings} if fits else settings
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,8 @@ def start_table(
                 got = rows.readline(5000)
                 if not first_line.startswith(got):  # it may have been cut, too
                     partial.unlink()
-                    raise ValueError(
-                        f"{path} must begin with {','.join(header)}, got {got.decode('utf-8', 'replace').strip()[:80]!r}. "
-                        "Name another file."
-                    )
+                    got = got.decode("utf-8", "replace").strip()[:80]
+                    raise ValueError(f"{path} must begin with {','.join(header)}, got {got!r}. Name another file.")
                 for line in rows:
                     name = (next(csv.reader([line[:5000].decode("utf-8", "replace")]), []) or [""])[0]
                     if fits and line.endswith(b"\n") and name and name not in names and keep(name):

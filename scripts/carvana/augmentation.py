@@ -1,7 +1,34 @@
-"""Other backgrounds behind a training photo's car: letters, boxes, coloured noise."""
+"""What a training photo is turned into: moved, recoloured, before other backgrounds."""
+
+import os
 
 import cv2
 import numpy as np
+
+# albumentations asks the internet for a newer release when it is imported; a laptop on a train need not wait for that.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+def make_transform(scale_range: tuple[float, float] = (0.9, 1.1)):
+    """Compose the augmentations, on uint8 photo and coverage together."""
+    import albumentations
+
+    return albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Affine(
+                scale=scale_range,
+                translate_percent=(-0.05, 0.05),
+                rotate=(-4, 4),
+                # Coverage is a fraction, not a class: the nearest pixel's may be half a pixel off.
+                mask_interpolation=cv2.INTER_LINEAR,
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=0.7,
+            ),
+            albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.7),
+            albumentations.RGBShift(12, 12, 12, p=0.5),
+        ]
+    )
 
 
 def replace_background(image: np.ndarray, coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
