@@ -451,10 +451,7 @@ def test_a_changed_file_a_new_size_and_other_photos_get_caches_of_their_own(tiny
         data.build_cache(pairs, 32, 32, tmp_path / "c", quiet=True).path,
         data.build_cache(pairs[1:], 48, 32, tmp_path / "c", quiet=True).path,
     ]
-    cache = data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True)
     save(pairs[0].image_path, photo(96, 64))
-    with pytest.raises(RuntimeError, match="000000000001_01.jpg or its mask changed since training began"):
-        cache.check_unchanged(0)
     paths.append(data.build_cache(pairs, 48, 32, tmp_path / "c", quiet=True).path)
     assert len(set(paths)) == 4
 

@@ -169,15 +169,6 @@ class Cache:
                 f"{self.path} must hold {len(self.pairs)} photos and masks, got {lengths}. Delete it: it is made anew."
             )
 
-    def check_unchanged(self, row: int) -> None:
-        """Raise a RuntimeError if the files of a pair are no longer those that were cached."""
-        pair = self.pairs[row]
-        if stat_pair(pair) != self.stats[row]:
-            raise RuntimeError(
-                f"{pair.image_path} or its mask changed since training began, so they no longer belong to what was "
-                "learnt. Put the old files back and go on with --load-model, or train anew."
-            )
-
 
 def stat_pair(pair: Pair) -> list[int]:
     numbers = []
