@@ -1,11 +1,12 @@
-"""What the benchmarks share: the two ways in turn, the machine in words, rows of results.csv, photos to measure on.
+"""What the benchmarks share: two ways in turn, the machine in words, rows of results.csv, photos to measure on.
 
 A way is a generator function: what comes before its first `yield` is preparation, each further step measures once and
-yields a number. The two ways live in processes of their own, so that memory settings, thread counts and caches of one do
+yields a number. The two ways run in processes of their own, so that memory settings, thread counts and caches of one do
 not touch the other, and take turns, so that a noisy machine slows both.
+
+    python benchmarks/common.py benchmarks/results.csv       print the latest rows as Markdown tables
 """
 
-import argparse
 import csv
 import datetime
 import importlib.metadata
@@ -18,82 +19,46 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 from PIL import Image, ImageDraw
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
+from carvana.files import run_command  # noqa: E402
 from carvana.machine import process_context  # noqa: E402
 
 from data import Pair, require_pairs  # noqa: E402
 
-RESULTS_PATH = PROJECT_DIR / "benchmarks/results.csv"
-COLUMNS = (
-    "date",
-    "commit",
-    "question",
-    "setting",
-    "textbook",
-    "ours",
-    "unit",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-    "pairs",
-    "hardware",
-    "python",
-    "torch",
-    "versions",
-    "command",
-    "load",
-)
-PACKAGES = ("numpy", "pillow", "opencv-python-headless", "opencv-python", "albumentations")
+COLUMNS = "date commit question setting baseline ours unit ratio ratio_low ratio_high pairs".split()
+COLUMNS += "hardware python torch versions command load".split()
+PACKAGES = ("numpy", "pillow", "opencv-python-headless", "openvino", "albumentations")
 
 
-def parse_arguments(description: str, **defaults: int | None) -> argparse.Namespace:
-    """Read the command line that all benchmarks share.
+@dataclass(frozen=True)
+class Settings:
+    """What all benchmarks have in common; each field is also an option of the command line."""
 
-    Args:
-        description: The script's docstring.
-        defaults: Further options of one script and their defaults: whole numbers, or None for a path.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="how often each way is measured, in turn")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="tiny photos and networks: shows that the script runs, measures nothing worth keeping",
-    )
-    parser.add_argument(
-        "--work-dir", type=Path, default=PROJECT_DIR / "data/benchmarks", help="folder for photos, caches and masks"
-    )
-    parser.add_argument(
-        "--results", type=Path, help="CSV file that gets the rows; by default benchmarks/results.csv, with --quick none"
-    )
-    for name, default in defaults.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=Path if default is None else int,
-            default=default,
-            help=f"default {default}",
-        )
-    arguments = parser.parse_args()
-    if arguments.pairs < 1:
-        parser.error(f"pairs must be at least 1, got {arguments.pairs}")
-    if arguments.results is None and not arguments.quick:
-        arguments.results = RESULTS_PATH
-    arguments.work_dir.mkdir(parents=True, exist_ok=True)
-    return arguments
+    pairs: int = 5  # how often each way is measured, in turn
+    quick: bool = False  # tiny photos and networks: shows that the script runs, measures nothing worth keeping
+    work_dir: Path = PROJECT_DIR / "data/benchmarks"  # folder for photos, caches and masks
+    results: Path | None = PROJECT_DIR / "benchmarks/results.csv"  # file that gets the rows; --quick writes none
+
+    def __post_init__(self):
+        if self.pairs < 1:
+            raise ValueError(f"pairs must be at least 1, got {self.pairs}.")
+        if self.quick and self.results == Settings.results:
+            object.__setattr__(self, "results", None)
+        self.work_dir.mkdir(parents=True, exist_ok=True)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script's main; a mistake is one sentence on stderr."""
-    from carvana.files import run_command
-
-    run_command(lambda arguments: main())
+def run(main: Callable[[Settings], None], settings: type[Settings] = Settings) -> None:
+    """Run a script's main with the settings of the command line; a mistake is one sentence on stderr."""
+    run_command(lambda args: main(tyro.cli(settings, args=args, description=sys.modules["__main__"].__doc__)))
 
 
 # ---------------------------------------------------------------------------------------------------- the two ways
@@ -139,37 +104,29 @@ def serve(pipe, way: Callable, arguments: tuple) -> None:
 
 
 def measure_pairs(
-    textbook: Callable | None,
-    ours: Callable,
-    arguments: tuple,
-    n_pairs: int,
-    our_arguments: tuple | None = None,
-    anew: bool = False,
+    baseline: Callable | None, ours: Callable, arguments: tuple, n_pairs: int, anew: bool = False
 ) -> list[tuple[float | None, float]]:
     """Measure both ways in turn; which goes first alternates.
 
     Args:
-        textbook: A way, or None where there is no such thing.
+        baseline: A way, or None where there is none.
         ours: A way.
         arguments: Of both ways.
         n_pairs: How often each is measured.
-        our_arguments: Of our way, where they differ.
-        anew: Start new processes for each pair: what a user's process does but once must not find memory that it has warmed before.
+        anew: Start new processes for each pair: what a user's process does but once must not find memory that it has
+            warmed before.
 
     Returns:
-        A (textbook, ours) for each pair.
+        (baseline, ours) of each pair.
     """
-    wanted = {"textbook": (textbook, *arguments)} if textbook else {}
-    wanted["ours"] = (ours, *(arguments if our_arguments is None else our_arguments))
+    wanted = {"baseline": baseline, "ours": ours} if baseline else {"ours": ours}
     ways, pairs = {}, []
     try:
         for number in range(n_pairs):
-            if not ways:
-                for name, way_and_arguments in wanted.items():
-                    ways[name] = Way(*way_and_arguments)
+            ways = ways or {name: Way(way, *arguments) for name, way in wanted.items()}
             order = list(wanted) if number % 2 == 0 else list(wanted)[::-1]
             values = {name: ways[name].measure() for name in order}
-            pairs.append((values.get("textbook"), values["ours"]))
+            pairs.append((values.get("baseline"), values["ours"]))
             print(f"  pair {number + 1}: " + ", ".join(f"{name} {values[name]:.4g}" for name in wanted), flush=True)
             while anew and ways:
                 ways.popitem()[1].close()
@@ -189,7 +146,7 @@ def report(
     unit: str,
     pairs: list[tuple[float | None, float]],
     less_is_better: bool = False,
-) -> dict:
+) -> None:
     """Print medians, the ratio and its least and greatest value over the pairs, and append the row to a CSV file.
 
     Args:
@@ -197,34 +154,23 @@ def report(
         question: Name of the question, the same from run to run.
         setting: Sizes and counts that the numbers depend on.
         unit: Of the measured numbers, such as images/s.
-        pairs: (textbook, ours) of each pair; None for a textbook that was not measured.
-        less_is_better: The numbers are seconds or bytes: the ratio is textbook to ours, not ours to textbook.
+        pairs: (baseline, ours) of each pair; None for a baseline that was not measured.
+        less_is_better: The numbers are seconds or bytes: the ratio is baseline to ours, not ours to baseline.
     """
-    ours = statistics.median(pair[1] for pair in pairs)
-    textbook, ratios = None, []
-    if pairs[0][0] is not None:
-        textbook = statistics.median(pair[0] for pair in pairs)
-        ratios = [(pair[0] / pair[1]) if less_is_better else (pair[1] / pair[0]) for pair in pairs]
-    number = lambda value: "" if value is None else f"{value:.{7 if unit == 'Dice' else 4}g}"
+    number = lambda value: f"{value:.4g}"
     row = dict(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
         commit=describe_commit(),
         question=question,
         setting=setting,
-        textbook=number(textbook),
-        ours=number(ours),
+        ours=number(statistics.median(ours for _, ours in pairs)),
         unit=unit,
-        ratio=number(statistics.median(ratios) if ratios else None),
-        ratio_low=number(min(ratios, default=None)),
-        ratio_high=number(max(ratios, default=None)),
         pairs=len(pairs),
         hardware=describe_hardware(),
         python=platform.python_version(),
         torch=version_of("torch"),
         versions=" ".join(f"{name} {version}" for name in PACKAGES if (version := version_of(name))),
-        load=f"{os.getloadavg()[0]:.1f}"
-        if hasattr(os, "getloadavg")
-        else "",  # more than the cores: others were at work too
+        load=f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",  # above the cores: others were at work
         command=re.sub(
             r" --(work-dir|results)[ =]\S+",
             "",
@@ -232,24 +178,39 @@ def report(
         ),
     )
     line = f"{question}, {setting}: "
-    if ratios:
-        spread = f"{row['ratio_low']} to {row['ratio_high']}, {len(pairs)} pairs"
-        line += f"textbook {row['textbook']}, ours {row['ours']} {unit}: {row['ratio']} times ({spread})"
-    else:
+    if pairs[0][0] is None:
         line += f"{row['ours']} {unit} (median of {len(pairs)})"
+    else:
+        ratios = [baseline / ours if less_is_better else ours / baseline for baseline, ours in pairs]
+        row |= dict(
+            baseline=number(statistics.median(baseline for baseline, _ in pairs)),
+            ratio=number(statistics.median(ratios)),
+            ratio_low=number(min(ratios)),
+            ratio_high=number(max(ratios)),
+        )
+        spread = f"{row['ratio_low']} to {row['ratio_high']}, {len(pairs)} pairs"
+        line += f"baseline {row['baseline']}, ours {row['ours']} {unit}: {row['ratio']} times ({spread})"
     print(line, flush=True)
     if results is not None:
-        append_row(results, row)
-    return row
+        is_new = not results.exists()
+        with open(results, "a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
 
 
-def append_row(path: Path, row: dict) -> None:
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+def print_table(results: Path) -> None:
+    """Print the last row of each question and setting as a Markdown table a machine."""
+    with open(results, newline="") as file:
+        latest = {(row["hardware"], row["question"], row["setting"]): row for row in csv.DictReader(file)}
+    for hardware in dict.fromkeys(hardware for hardware, *_ in latest):
+        print(f"\n{hardware}:\n\n| question | setting | baseline | ours | unit | ratio | load | commit |")
+        print("|---|---|--:|--:|---|--:|--:|---|")
+        for row in (row for (machine, *_), row in latest.items() if machine == hardware):
+            ratio = f"{row['ratio']} ({row['ratio_low']} to {row['ratio_high']}, {row['pairs']} pairs)"
+            cells = [row["question"], row["setting"], row["baseline"] or "-", row["ours"], row["unit"]]
+            print("| " + " | ".join([*cells, ratio if row["ratio"] else "-", row["load"], row["commit"]]) + " |")
 
 
 def describe_commit() -> str:
@@ -271,25 +232,17 @@ def version_of(package: str) -> str:
 
 
 def describe_hardware() -> str:
-    """Say which processor, how many cores, which of the instructions that matter, and which GPU."""
+    """Name the processor, its cores, which of the instructions that matter it has, and the GPU."""
     name, flags = platform.processor() or platform.machine(), ""
     if os.path.exists("/proc/cpuinfo"):
         lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
         lines = {key.strip(): value.strip() for key, value in lines.items()}
-        name = lines.get("model name", name)
+        name, flags = lines.get("model name", name), lines.get("flags", "")
         if "cpu family" in lines:
             name += f" family {lines['cpu family']} model {lines.get('model', '?')}"
-        flags = lines.get("flags", "")
-    wide = (
-        "AMX"
-        if "amx_bf16" in flags
-        else "AVX512-BF16"
-        if "avx512_bf16" in flags
-        else "AVX512"
-        if "avx512f" in flags
-        else "no AVX512"
-    )
-    text = f"{name}, {os.cpu_count()} cores, {wide}"
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512"}
+    widest = next((text for flag, text in known.items() if flag in flags), "no AVX512")
+    text = f"{name}, {os.cpu_count()} cores, {widest}"
     if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_available():
         text = f"{torch.cuda.get_device_name()}, {text}"
     return text
@@ -298,20 +251,21 @@ def describe_hardware() -> str:
 # ---------------------------------------------------------------------------------------------------------- photos
 
 
-def studio_photos(work_dir: Path, cars: int, quick: bool = False) -> list[Pair]:
-    """Make studio photos at the competition's size, 1918x1280, once: 16 a car. Tiny drawn ones to try a script out."""
-    if quick:
-        return drawn_photos(work_dir, 4 * cars, 96, 64)
+def studio_photos(settings: Settings, cars: int = 3) -> list[Pair]:
+    """Render synthetic photos at the competition's size, 1918x1280, once: 16 a car. Tiny drawn ones with --quick."""
+    if settings.quick:
+        return drawn_photos(settings.work_dir, 4 * cars, 96, 64)
     from studio import make_studio
 
-    folder = work_dir / f"studio_1918x1280_cars{cars}"
+    folder = settings.work_dir / f"studio_1918x1280_cars{cars}"
     if len(list(folder.glob("train_masks/*.gif"))) != 16 * cars:
         make_studio(folder, cars, 1918, 1280)
     return require_pairs(folder / "train", folder / "train_masks")
 
 
 def drawn_photos(work_dir: Path, n: int, width: int, height: int) -> list[Pair]:
-    """Draw ellipses on coarse noise, in Carvana's layout, four a car: photos where the studio's ray tracer is missing."""
+    """Draw ellipses on coarse noise, in Carvana's layout, four a car: photos where the studio's ray tracer is
+    missing."""
     folder = work_dir / f"drawn_{width}x{height}_{n}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
@@ -336,11 +290,8 @@ def drawn_photos(work_dir: Path, n: int, width: int, height: int) -> list[Pair]:
 
 
 def repeat_photos(pairs: list[Pair], times: int, folder: Path) -> list[Pair]:
-    """Give each photo and mask `times` names, of other cars each time, without taking more of the disk.
-
-    Returns:
-        The pairs in `folder`, which gets train/ and train_masks/.
-    """
+    """Hard-link each photo and mask under `times` names, of other cars each time, into train/ and train_masks/ of
+    `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "train").mkdir(parents=True)
     (folder / "train_masks").mkdir()
@@ -350,3 +301,7 @@ def repeat_photos(pairs: list[Pair], times: int, folder: Path) -> list[Pair]:
             os.link(pair.image_path, folder / "train" / f"{name}{pair.image_path.suffix}")
             os.link(pair.mask_path, folder / "train_masks" / f"{name}_mask.gif")
     return require_pairs(folder / "train", folder / "train_masks")
+
+
+if __name__ == "__main__":
+    run_command(lambda args: print_table(Path(args[0]) if args else Settings.results))

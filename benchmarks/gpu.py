@@ -1,208 +1,179 @@
-"""All GPU numbers with one command: no network, under 10 minutes, nothing but what requirements.txt installs.
+"""All numbers of a GPU with one command: no network, under 9 minutes, nothing but what requirements.txt installs.
 
     python benchmarks/gpu.py
+    python benchmarks/gpu.py --device cpu --quick       the same parts, tiny, to try the script without a GPU
 
-Training steps at 240x160 and 480x320, base width 64 (textbook: fp16 with autocast, plain layout; ours: bf16 where the GPU has
-it, channels last, eager and compiled); whole epochs with the textbook's Pillow loader of 2 workers against ours from the cache;
-the share of an epoch that waits for data; a profile; the Dice of bf16 and fp16 against float32. Rows go to
-benchmarks/results.csv, the profiles to benchmarks/gpu_profile_eager.txt and gpu_profile_compiled.txt. Without a GPU it says so and
-writes nothing.
+1. Training steps at 480x320, base width 64 and 16: images/s, fraction of the peak that a bf16 matrix product reaches
+   here, and peak memory, in bf16, fp16 and float32, compiled or not. Baseline: fp16, plain layout, read back each step.
+2. train.py for 2 epochs from files: images/s and the fraction of the time spent waiting for data.
+3. The same training killed (kill -9) and resumed, with --deterministic, in bf16 and in fp16 with its loss scaler:
+   the weights must be bitwise identical to those of a run that nobody interrupted.
+4. predict.py: photos/s from 1918x1280 files to mask files.
+5. Two processes over NCCL, where there are two GPUs.
+
+Rows go to benchmarks/results.csv. A part that fails is named, and the others go on; exits with 1 if any failed.
 """
 
+import csv
+import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
-import textbook
 import torch
-from accuracy import final_dice
-from carvana import machine
-from train_step import FLOPS_PER_PIXEL, make_our_step, our_steps, random_batch, textbook_steps
-from waiting import our_share, textbook_share
+from memory import our_training
+from prediction import choose_weights, our_prediction
+from safetensors.torch import load_file
+from train_step import baseline_steps, our_steps
 
-from data import CarDataset, EpochBatches, Pair, build_cache, make_loader
+TIME_LIMIT = 480  # seconds, after which no further part is begun
+FLOPS_PER_PIXEL = {64: 3 * 1.470e6, 16: 3 * 0.0925e6}  # of a training step: forward, and twice that for the gradients
 
-TIME_LIMIT = 480  # seconds, after which no further part is begun, so that the whole ends within 10 minutes
+
+@dataclass(frozen=True)
+class Settings(common.Settings):
+    """What to measure."""
+
+    device: str = "cuda"  # or cpu, to try the script out
 
 
-def textbook_epoch(
-    pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path
-) -> Iterator[float]:
-    """Yield images per second of an epoch, from files on disk."""
-    step = textbook.make_step(base_width, "cuda")
-    loader = textbook.make_loader(pairs, width, height, batch_size, augment=False)
-    textbook.train_epoch(loader, step)
+def matrix_product(device: str, n: int) -> Iterator[float]:
+    """Yield FLOP/s of bf16 matrix products of n x n."""
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    a @ b
+    synchronize()
     yield 0.0
     while True:
-        seconds, _ = textbook.train_epoch(loader, step)
-        yield len(pairs) / seconds
-
-
-def our_epoch(
-    pairs: list[Pair], width: int, height: int, base_width: int, batch_size: int, work_dir: Path
-) -> Iterator[float]:
-    """Yield images per second of an epoch, from the cache."""
-    device = machine.choose_device("cuda")
-    torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, "auto", compiled=False)
-    cache = build_cache(pairs, width, height, work_dir / "cache", quiet=True)
-    batches = EpochBatches(list(range(len(pairs))), batch_size, shuffle=True)
-    loader = make_loader(CarDataset(cache), batches, machine.choose_workers(None, device, 1), pin_memory=True)
-    [step(images, coverage) for images, coverage, *_ in loader]
-    yield 0.0
-    epoch = 0
-    while True:
-        epoch += 1
-        batches.start(epoch)
         started = time.perf_counter()
-        losses = [step(images, coverage) for images, coverage, *_ in loader]
-        torch.stack(losses).tolist()
-        yield len(pairs) / (time.perf_counter() - started)
+        for _ in range(10):
+            a @ b
+        synchronize()
+        yield 10 * 2 * n**3 / (time.perf_counter() - started)
 
 
-def profile_steps(base_width: int, batch_size: int, width: int, height: int, compiled: bool) -> Iterator[str]:
-    """Yield a table of where three steps spend their time on the GPU."""
-    device = machine.choose_device("cuda")
-    torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, "auto", compiled)
-    images, coverage = random_batch(batch_size, width, height)
-    for _ in range(5):
-        step(images, coverage)
-    torch.cuda.synchronize()
-    yield ""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(3):
-            step(images, coverage)
-        torch.cuda.synchronize()
-    yield profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=90)
-
-
-def measure_profile(*setting) -> str:
-    """Give the table of `profile_steps`, made in a process of its own, which leaves no memory taken."""
-    process = common.Way(profile_steps, *setting)
+def measure(n: int, way: Callable, *arguments) -> list:
+    """Measure a way `n` times in a process of its own, which leaves no memory taken."""
+    process = common.Way(way, *arguments)
     try:
-        return process.measure()
+        return [process.measure() for _ in range(n)]
     finally:
         process.close()
 
 
-def main() -> None:
-    started = time.perf_counter()
-    if not torch.cuda.is_available():
-        print("not measured: no CUDA device")
-        return
-    arguments = common.parse_arguments(__doc__, base_width=64)
-    sizes = [(48, 32)] if arguments.quick else [(240, 160), (480, 320)]
-    batch_sizes = [4] if arguments.quick else [16, 32, 64]
-    base_width = 4 if arguments.quick else arguments.base_width
+def measure_steps(settings: Settings) -> None:
+    peak = max(measure(3, matrix_product, settings.device, 256 if settings.quick else 8192))
+    print(f"peak: {peak / 1e12:.1f} TFLOP/s of a bf16 matrix product")
+    width, height = (48, 32) if settings.quick else (480, 320)
+    variants = [dict(precision=precision) for precision in ("bf16", "fp16", "float32")]
+    variants += [dict(precision="bf16", compile="on")] if settings.device == "cuda" else []
+    for base_width, batch_size in [(4, 2)] if settings.quick else [(64, 32), (16, 64)]:
+        size = (base_width, batch_size, width, height)
+        setting = (*size, 2 if settings.quick else 20, settings.device)
+        theirs = measure(settings.pairs, baseline_steps, *setting)
+        for options in variants:
+            ours = measure(settings.pairs, our_steps, *setting, options)
+            kind = f"{options['precision']}, {'compiled' if 'compile' in options else 'eager'}"
+            name = f"{width}x{height}, base width {base_width}, batch {batch_size}, {settings.device}, {kind}"
+            common.report(settings.results, "training step", name, "images/s", list(zip(theirs, ours)))
+            flops = FLOPS_PER_PIXEL.get(base_width, 0.0) * width * height * max(ours)
+            memory = measure(1, our_training, *size, settings.device, options)[0]
+            print(f"  {flops / 1e12:.1f} TFLOP/s, {flops / peak:.1%} of the peak; {memory:.0f} MiB", flush=True)
 
-    def attempt(what: str, function: Callable, *parameters):
-        """Call a function; None, and a line that says why, where memory, a compiler or time is missing."""
-        if time.perf_counter() - started > TIME_LIMIT:
-            print(f"not measured, since {TIME_LIMIT} s have passed: {what}")
-            return None
-        try:
-            return function(*parameters)
-        except RuntimeError as error:
-            print(f"not measured: {what}: {str(error).splitlines()[-1]}", file=sys.stderr)
-            return None
 
-    def measure(
-        question: str,
-        setting: str,
-        unit: str,
-        textbook_way,
-        our_way,
-        ours: tuple,
-        others: tuple,
-        less_is_better: bool = False,
-    ) -> float | None:
-        """Measure and report one row; give our median, or None where it could not be measured."""
-        pairs = attempt(
-            f"{question}, {setting}", common.measure_pairs, textbook_way, our_way, others, arguments.pairs, ours
-        )
-        return (
-            float(common.report(arguments.results, question, setting, unit, pairs, less_is_better)["ours"])
-            if pairs
-            else None
-        )
-
-    for width, height in sizes:
-        for batch_size in batch_sizes:
-            n_steps = (
-                2 if arguments.quick else round(480 * 320 * 320 / (width * height * batch_size))
-            )  # about a second each
-            step_setting = (base_width, batch_size, width, height, n_steps, "cuda")
-            for compiled in (False, True) if batch_size == batch_sizes[len(batch_sizes) // 2] else (False,):
-                setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, cuda, {'compiled' if compiled else 'eager'}"
-                speed = measure(
-                    "training step",
-                    setting,
-                    "images/s",
-                    textbook_steps,
-                    our_steps,
-                    (*step_setting, 0, "auto", compiled),
-                    step_setting,
-                )
-                if speed is not None:
-                    print(
-                        f"  {speed * FLOPS_PER_PIXEL[64] * width * height * (base_width / 64) ** 2 / 1e15:.4f} PFLOP/s",
-                        flush=True,
-                    )
-
-    few = common.drawn_photos(arguments.work_dir, 16, *((96, 64) if arguments.quick else (1918, 1280)))
-    pairs = common.repeat_photos(few, 2 if arguments.quick else 20, arguments.work_dir / "gpu_photos")
-    for width, height in sizes:
-        ways = (pairs, width, height, base_width, batch_sizes[0], arguments.work_dir)
-        setting = f"{width}x{height}, base width {base_width}, batch {batch_sizes[0]}, cuda, {len(pairs)} native photos"
-        measure("training epoch, loading included", setting, "images/s", textbook_epoch, our_epoch, ways, ways)
-        ways = (pairs, width, height, base_width, arguments.work_dir)
-        setting = f"{width}x{height}, base width {base_width}, batch 8, cuda"
-        measure(
-            "share of an epoch waiting for data",
-            setting,
-            "percent",
-            textbook_share,
-            our_share,
-            ways,
-            ways,
-            less_is_better=True,
-        )
-
-    width, height = sizes[-1]
-    for compiled in (False, True):
-        kind = "compiled" if compiled else "eager"
-        table = attempt(
-            f"profile, {kind}", measure_profile, base_width, batch_sizes[len(batch_sizes) // 2], width, height, compiled
-        )
-        print(table or "")
-        if table and not arguments.quick:
-            path = common.PROJECT_DIR / f"benchmarks/gpu_profile_{kind}.txt"
-            path.write_text(
-                f"{common.describe_hardware()}, commit {common.describe_commit()}, {width}x{height}\n{table}\n"
-            )
-
-    photo_dir = common.drawn_photos(arguments.work_dir, 16 if arguments.quick else 320, 480, 320)[0].image_path.parents[
-        1
+def train(settings: Settings, name: str, *options: str, processes: int = 1, kill: bool = False) -> Path:
+    """Run train.py for 2 epochs on drawn photos, killed as soon as it has saved a checkpoint if asked for; return its
+    folder."""
+    width, height, n = (48, 32, 16) if settings.quick else (480, 320, 640)
+    photos = common.drawn_photos(settings.work_dir, n, 2 * width, 2 * height)[0].image_path.parents[1]
+    folder = settings.work_dir / "gpu" / name
+    script = [str(common.PROJECT_DIR / "scripts/train.py")]
+    command = [sys.executable] + (
+        ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
+    )
+    command += script + ["--device", settings.device, "--epochs", "2", "--base-width", "4" if settings.quick else "64"]
+    command += [
+        "--image-width",
+        str(width),
+        "--image-height",
+        str(height),
+        "--batch-size",
+        "4" if settings.quick else "32",
     ]
-    arguments.pairs = min(arguments.pairs, 2)  # a seed a pair
+    command += ["--train-image-dir", str(photos / "train"), "--train-mask-dir", str(photos / "train_masks")]
+    command += ["--checkpoint-dir", str(folder), "--prediction-dir", str(folder), *options]
+    command += ["--cache-dir", str(settings.work_dir / "gpu/cache")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while kill and process.poll() is None and not (folder / "last.safetensors").exists():
+        time.sleep(0.01)
+    if kill:
+        process.send_signal(signal.SIGKILL)
+    errors = process.communicate()[1]
+    if process.returncode and not kill:
+        raise RuntimeError(f"train.py {name} failed: {errors.strip().splitlines()[-1]}")
+    return folder
+
+
+def measure_epochs(settings: Settings) -> None:
+    folder = train(settings, "epochs")
+    with open(folder / "history.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    print(f"epoch from files: {float(last['images_per_second']):.0f} images/s, waiting {float(last['data_wait']):.1%}")
+
+
+def compare_resumed(settings: Settings) -> None:
     for precision in ("bf16", "fp16"):
-        run = (photo_dir, sizes[0], min(base_width, 16), 2 if arguments.quick else 5, arguments.work_dir)
-        setting = f"float32 against {precision}, {sizes[0][0]}x{sizes[0][1]}, base width {min(base_width, 16)}, cuda"
-        measure(
-            "Dice at the photos' own size",
-            setting,
-            "Dice",
-            final_dice,
-            final_dice,
-            (*run, precision),
-            (*run, "float32"),
-        )
-    print(f"{time.perf_counter() - started:.0f} seconds in all")
+        options = ("--deterministic", "--precision", precision, "--checkpoint-minutes", "0")
+        whole = train(settings, f"whole-{precision}", *options)
+        killed = train(settings, f"killed-{precision}", *options, kill=True)
+        train(settings, f"killed-{precision}", *options, "--load-model")
+        one, other = (load_file(folder / "best.safetensors") for folder in (whole, killed))
+        different = [name for name in one if not torch.equal(one[name], other[name])]
+        print(f"killed and resumed, {precision}: {len(different)} of {len(one)} tensors differ")
+        if different:
+            raise RuntimeError(f"a run resumed in {precision} must be bitwise identical, got {different[0]}.")
+
+
+def measure_prediction(settings: Settings) -> None:
+    size = (96, 64) if settings.quick else (1918, 1280)
+    few = common.drawn_photos(settings.work_dir, 16, *size)
+    photos = [pair.image_path for pair in common.repeat_photos(few, 4, settings.work_dir / "gpu/photos")]
+    speeds = measure(settings.pairs, our_prediction, photos, choose_weights(settings), ("mask",), settings.work_dir)
+    setting = f"{len(photos)} drawn photos of {size[0]}x{size[1]}, {settings.device}"
+    common.report(settings.results, "prediction: masks", setting, "photos/s", [(None, speed) for speed in speeds])
+
+
+def train_on_two(settings: Settings) -> None:
+    if settings.device == "cuda" and torch.cuda.device_count() < 2:
+        print("two processes: not measured, there is one GPU")
+        return
+    train(settings, "two", processes=2)
+    print("two processes: a training ended well")
+
+
+def main(settings: Settings) -> int:
+    started, failed = time.perf_counter(), []
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        print("not measured: no CUDA device")
+        return 0
+    shutil.rmtree(settings.work_dir / "gpu", ignore_errors=True)
+    for part in (measure_steps, measure_epochs, compare_resumed, measure_prediction, train_on_two):
+        if time.perf_counter() - started > TIME_LIMIT:
+            print(f"{part.__name__}: not measured, since {TIME_LIMIT} s have passed")
+            continue
+        try:
+            part(settings)
+        except (RuntimeError, OSError) as error:
+            failed.append(part.__name__)
+            print(f"{part.__name__} failed: {error}", file=sys.stderr)
+        print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, Settings)

@@ -2,16 +2,17 @@
 
     python benchmarks/memory.py
 
-Each number is the peak of a process of its own: two training steps at 480x320, batch 16; then predict.py on more and more
-photos, which should not change it. This is resident memory, for training on a GPU what PyTorch has allocated there.
+Each number is the peak of a process of its own: two training steps at 480x320, batch 16; then predict.py on more and
+more photos, which should not change it. This is resident memory, for training on a GPU what PyTorch has allocated
+there.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import baseline
 import common
-import textbook
 import torch
 from carvana import machine
 from prediction import choose_weights, our_prediction
@@ -20,28 +21,29 @@ from train_step import make_our_step, random_batch
 from data import Pair
 
 
-def textbook_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
+def baseline_training(
+    base_width: int, batch_size: int, width: int, height: int, device: str = "auto"
+) -> Iterator[float]:
     """Yield the peak in MiB of two steps."""
     yield 0.0
-    device = machine.choose_device("auto")
+    device = machine.choose_device(device)
     images, coverage = random_batch(batch_size, width, height)
-    step = textbook.make_step(base_width, device.type)
+    step = baseline.make_step(base_width, device.type)
     for _ in range(2):
         step(images.permute(0, 3, 1, 2).float().div(255), (coverage > 127).float().unsqueeze(1))
     yield machine.peak_memory_mib(device)
 
 
-def our_training(base_width: int, batch_size: int, width: int, height: int) -> Iterator[float]:
-    """Yield the peak in MiB of two steps."""
+def our_training(
+    base_width: int, batch_size: int, width: int, height: int, device: str = "auto", options: dict = {}
+) -> Iterator[float]:
+    """Yield the peak in MiB of two steps; `options` are settings of train.py."""
     yield 0.0
-    device = machine.choose_device("auto")
-    if device.type == "cpu":
-        machine.keep_memory()
     images, coverage = random_batch(batch_size, width, height)
-    step = make_our_step(base_width, device, machine.choose_precision("auto", device), compiled=False)
+    step = make_our_step(base_width, device, options)
     for _ in range(2):
         step(images, coverage)
-    yield machine.peak_memory_mib(device)
+    yield machine.peak_memory_mib(machine.choose_device(device))
 
 
 def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[float]:
@@ -52,31 +54,21 @@ def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterato
     yield machine.peak_memory_mib(torch.device("cpu"))
 
 
-def main() -> None:
-    arguments = common.parse_arguments(__doc__, weights=None)
+def main(settings: common.Settings) -> None:
     device = machine.choose_device("auto").type
-    for base_width, batch_size, width, height in (
-        [(4, 2, 48, 32)] if arguments.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]
-    ):
-        ways = (base_width, batch_size, width, height)
-        measured = common.measure_pairs(
-            textbook_training, our_training, ways, arguments.pairs, anew=True
-        )  # a process has but one peak
+    for ways in [(4, 2, 48, 32)] if settings.quick else [(16, 16, 480, 320), (64, 16, 480, 320)]:
+        base_width, batch_size, width, height = ways
+        measured = common.measure_pairs(baseline_training, our_training, ways, settings.pairs, anew=True)
         setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, {device}"
-        common.report(arguments.results, "peak memory of training", setting, "MiB", measured, less_is_better=True)
+        common.report(settings.results, "peak memory of training", setting, "MiB", measured, less_is_better=True)
 
-    weights = choose_weights(arguments)
-    few = common.drawn_photos(arguments.work_dir, 8, 480, 320)
-    for n in (8, 16) if arguments.quick else (104, 1000, 10_000):
-        pairs = common.repeat_photos(few, n // len(few), arguments.work_dir / "many")
-        measured = common.measure_pairs(None, prediction_peak, (pairs, weights, arguments.work_dir), 1)
-        common.report(
-            arguments.results,
-            "peak memory of prediction",
-            f"{n} photos of 480x320, {os.cpu_count()} cores",
-            "MiB",
-            measured,
-        )
+    weights = choose_weights(settings)
+    few = common.drawn_photos(settings.work_dir, 8, 480, 320)
+    for n in (8, 16) if settings.quick else (104, 1000, 10_000):
+        pairs = common.repeat_photos(few, n // len(few), settings.work_dir / "many")
+        measured = common.measure_pairs(None, prediction_peak, (pairs, weights, settings.work_dir), 1)
+        setting = f"{n} photos of 480x320, {os.cpu_count()} cores"
+        common.report(settings.results, "peak memory of prediction", setting, "MiB", measured)
 
 
 if __name__ == "__main__":

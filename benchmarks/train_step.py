@@ -1,27 +1,31 @@
-"""How fast is a training step on a CPU?
+"""How fast is a training step?
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --base-width 16 --width 240       one network, one size
-    python benchmarks/train_step.py --threads 1                       CPU time of one core: for a machine that is busy
 
-Textbook: float32, plain layout, loss and metric read back each step. Ours: what train.py does with its settings left alone.
-Both on the same random photos, already in memory. Base width 64 takes minutes, since a textbook step at 480x320 takes half of one.
+Baseline: float32, plain layout, loss and metric read back each step. Ours: train.train_step with the settings left
+    alone. Both on the same random photos, already in memory. Base width 64 takes minutes, since a baseline step at
+    480x320 takes half of one.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import baseline
 import common
-import textbook
 import torch
 import train
 from carvana import machine
 
-FLOPS_PER_PIXEL = {
-    16: 3 * 0.0925e6,
-    64: 3 * 1.470e6,
-}  # of a training step, by base width: forward, and twice that for the gradients
+
+@dataclass(frozen=True)
+class Settings(common.Settings):
+    """What to measure."""
+
+    base_width: int | None = None  # None: 16 and 64
+    width: int | None = None  # 240 or 480; None: both
+    batch_size: int = 8
 
 
 def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,124 +37,62 @@ def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor
     return images, coverage
 
 
-def limit_threads(threads: int) -> Callable[[], float]:
-    """Set the number of threads, 0 for as many as cores, and give the clock that fits: one thread's CPU time, or time that passes."""
-    if threads:
-        torch.set_num_threads(threads)
-    return time.process_time if threads == 1 else time.perf_counter
-
-
-def textbook_steps(
-    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", threads: int = 0
+def baseline_steps(
+    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu"
 ) -> Iterator[float]:
-    """Yield images per second of `n_steps` textbook steps; of the processor's time if there is one thread alone."""
-    clock = limit_threads(threads)
-    step = textbook.make_step(base_width, device)
+    """Yield images per second of `n_steps` steps."""
+    step = baseline.make_step(base_width, device)
     images, coverage = random_batch(batch_size, width, height)
     images = images.permute(0, 3, 1, 2).float().div(255).contiguous()
     masks = (coverage > 127).float().unsqueeze(1)
     step(images, masks), step(images, masks)  # memory and kernels settle
     yield 0.0
     while True:
-        started = clock()
+        started = time.perf_counter()
         for _ in range(n_steps):
             step(images, masks)
-        yield n_steps * batch_size / (clock() - started)
+        yield n_steps * batch_size / (time.perf_counter() - started)
 
 
 def our_steps(
-    base_width: int,
-    batch_size: int,
-    width: int,
-    height: int,
-    n_steps: int,
-    device: str = "cpu",
-    threads: int = 0,
-    precision: str = "auto",
-    compiled: bool = False,
+    base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", options: dict = {}
 ) -> Iterator[float]:
-    """Yield images per second of `n_steps` steps as in train.py; of the processor's time if there is one thread alone."""
-    clock = limit_threads(threads)
-    device = machine.choose_device(device)
-    if device.type == "cpu":
-        machine.keep_memory()
-    torch.backends.cudnn.benchmark = True
-    step = make_our_step(base_width, device, precision, compiled)
+    """Yield images per second of `n_steps` steps; `options` are settings of train.py."""
+    step = make_our_step(base_width, device, options)
     images, coverage = random_batch(batch_size, width, height)
-    if device.type == "cuda":
+    if device == "cuda":
         images, coverage = images.pin_memory(), coverage.pin_memory()
     for _ in range(3):
         step(images, coverage)
     yield 0.0
     while True:
-        started = clock()
+        started = time.perf_counter()
         losses = [step(images, coverage) for _ in range(n_steps)]
         torch.stack(losses).tolist()  # read once, which waits for the device
-        yield n_steps * batch_size / (clock() - started)
+        yield n_steps * batch_size / (time.perf_counter() - started)
 
 
-def make_our_step(base_width: int, device: torch.device, precision: str, compiled: bool):
+def make_our_step(base_width: int, device: str, options: dict = {}) -> Callable:
     """Make a function that trains on one batch as train.py does, and returns the loss still on the device."""
-    compile = "on" if compiled else "off"
-    config = train.Config(base_width=base_width, precision=precision, compile=compile, learning_rate=1e-4, warmup=0.0)
+    device = machine.choose_device(device)
+    machine.prepare(device, deterministic=False)
+    config = train.Config(**dict(base_width=base_width, compile="off") | options)
     run = train.start_run(config, device, n_batches=1000)
     run.network.train()
     return lambda images, coverage: train.train_step(run, (images, coverage, torch.full_like(coverage, 255)))
 
 
-def convolution_ceiling(precision: torch.dtype) -> Iterator[float]:
-    """Yield TFLOP/s of one large convolution: what this machine can do in this type at the best."""
-    machine.keep_memory()
-    images = torch.randn(8, 256, 64, 64, dtype=precision).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(256, 256, 3, 3, dtype=precision).contiguous(memory_format=torch.channels_last)
-    torch.conv2d(images, weight, padding=1)
-    yield 0.0
-    while True:
-        started = time.perf_counter()
-        for _ in range(4):
-            torch.conv2d(images, weight, padding=1)
-        yield 4 * 2 * 9 * 256 * 256 * 8 * 64 * 64 / (time.perf_counter() - started) / 1e12
-
-
-def measure_ceiling(arguments) -> None:
-    pairs = common.measure_pairs(
-        convolution_ceiling, convolution_ceiling, (torch.float32,), arguments.pairs, (torch.bfloat16,)
-    )
-    common.report(
-        arguments.results, "ceiling: one convolution", "float32 against bf16, 256 channels, CPU", "TFLOP/s", pairs
-    )
-
-
-def main() -> None:
-    arguments = common.parse_arguments(__doc__, batch_size=8, base_width=0, width=0, threads=0)
-    settings = [
-        (16, 240, 160, 8),
-        (64, 240, 160, 1),
-        (16, 480, 320, 2),
-        (64, 480, 320, 1),
-    ]  # base width, width, height, steps a measurement
-    if arguments.quick:
-        settings = [(4, 48, 32, 1)]
-    elif not arguments.base_width and not arguments.width:
-        measure_ceiling(arguments)
-    for base_width, width, height, n_steps in settings:
-        if arguments.base_width not in (0, base_width) or arguments.width not in (0, width):
+def main(settings: Settings) -> None:
+    # Base width, width, height, steps a measurement.
+    sizes = [(16, 240, 160, 8), (64, 240, 160, 1), (16, 480, 320, 2), (64, 480, 320, 1)]
+    for base_width, width, height, n_steps in [(4, 48, 32, 1)] if settings.quick else sizes:
+        if settings.base_width not in (None, base_width) or settings.width not in (None, width):
             continue
-        ways = (base_width, arguments.batch_size, width, height, n_steps, "cpu", arguments.threads)
-        pairs = common.measure_pairs(textbook_steps, our_steps, ways, arguments.pairs)
-        cores = "one core, CPU time" if arguments.threads == 1 else "CPU"
-        setting = f"{width}x{height}, base width {base_width}, batch {arguments.batch_size}, {cores}"
-        common.report(arguments.results, "training step", setting, "images/s", pairs)
-        if base_width in FLOPS_PER_PIXEL:
-            flops = FLOPS_PER_PIXEL[base_width] * width * height
-            print(
-                "  TFLOP/s: "
-                + ", ".join(
-                    f"{name} {statistics.median(column) * flops / 1e12:.3f}"
-                    for name, column in zip(("textbook", "ours"), zip(*pairs))
-                )
-            )
+        ways = (base_width, settings.batch_size, width, height, n_steps)
+        pairs = common.measure_pairs(baseline_steps, our_steps, ways, settings.pairs)
+        setting = f"{width}x{height}, base width {base_width}, batch {settings.batch_size}, CPU"
+        common.report(settings.results, "training step", setting, "images/s", pairs)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, Settings)

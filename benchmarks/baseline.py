@@ -1,12 +1,12 @@
-"""The textbook way, written once: what a first tutorial on this task does. The benchmarks compare with it; nothing else uses it.
+"""The baseline: what a first tutorial on this task does. The benchmarks compare with it; nothing else uses it.
 
 The network and the augmentations are ours, so that both ways compute the same; what differs is how.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import common  # noqa: F401, puts scripts/ on the path
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,36 +29,32 @@ def read_pair(pair: Pair, width: int, height: int) -> tuple[np.ndarray, np.ndarr
     return np.array(image), np.array(mask)
 
 
-class TextbookDataset(Dataset):
+class BaselineDataset(Dataset):
     """Read, resize and augment each photo each time that it is wanted."""
 
-    def __init__(self, pairs: list[Pair], width: int, height: int, augment: bool = True):
+    def __init__(self, pairs: list[Pair], width: int, height: int):
         self.pairs, self.width, self.height = pairs, width, height
-        self.transform = make_transform() if augment else None
+        self.transform = make_transform()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Give photo (3, height, width) and mask (1, height, width), float32 in [0, 1]."""
+        """Return photo (3, height, width) and mask (1, height, width), float32 in [0, 1]."""
         image, mask = read_pair(self.pairs[index], self.width, self.height)
-        if self.transform is not None:
-            augmented = self.transform(image=image, mask=mask)
-            image, mask = augmented["image"], augmented["mask"]
-        image = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-        return image.contiguous(), (torch.from_numpy(mask) > 127).float().unsqueeze(0)
+        augmented = self.transform(image=image, mask=mask)
+        image = torch.from_numpy(augmented["image"]).permute(2, 0, 1).float() / 255
+        return image.contiguous(), (torch.from_numpy(augmented["mask"]) > 127).float().unsqueeze(0)
 
 
-def make_loader(
-    pairs: list[Pair], width: int, height: int, batch_size: int, workers: int = 2, augment: bool = True
-) -> DataLoader:
-    """Load shuffled batches with a few worker processes, started anew each epoch."""
-    dataset = TextbookDataset(pairs, width, height, augment)
+def make_loader(pairs: list[Pair], width: int, height: int, batch_size: int, workers: int) -> DataLoader:
+    """Load shuffled batches with worker processes, started anew each epoch."""
+    dataset = BaselineDataset(pairs, width, height)
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 
 def make_step(base_width: int, device: str = "cpu") -> Callable[[Tensor, Tensor], tuple[float, float]]:
-    """Make a function that trains on one batch and gives its loss and Dice, both read back from the device at once.
+    """Make a function that trains on one batch and returns its loss and Dice, both read back from the device at once.
 
     Float32 on a CPU, fp16 with autocast on a GPU; plain layout, nothing compiled.
     """
@@ -84,35 +80,14 @@ def make_step(base_width: int, device: str = "cpu") -> Callable[[Tensor, Tensor]
     return step
 
 
-def train_epoch(loader: DataLoader, step: Callable) -> tuple[float, float]:
-    """Train on each batch once.
-
-    Returns:
-        Seconds in all; seconds of these spent waiting for data.
-    """
-    waited = 0.0
-    started = clock = time.perf_counter()
-    for images, masks in loader:
-        waited += time.perf_counter() - clock
-        step(images, masks)
-        clock = time.perf_counter()
-    return clock - started, waited
-
-
 @torch.no_grad()
 def predict(network: nn.Module, image_paths: list[Path], width: int, height: int, output_dir: Path) -> Iterator[Path]:
-    """Write a mask for each photo, one photo after the other: whole decode, float32, enlarge, cut, save."""
+    """Write a mask for each photo, one photo after the other: whole decode, float32, upsample, threshold, save."""
     network.eval()
     for path in image_paths:
         photo = Image.open(path).convert("RGB")
-        image = (
-            torch.from_numpy(np.array(photo.resize((width, height), Image.BILINEAR)))
-            .permute(2, 0, 1)
-            .float()
-            .div(255)
-            .unsqueeze(0)
-        )
-        probability = torch.sigmoid(network(image))
+        image = torch.from_numpy(np.array(photo.resize((width, height), Image.BILINEAR)))
+        probability = torch.sigmoid(network(image.permute(2, 0, 1).float().div(255).unsqueeze(0)))
         probability = F.interpolate(probability, (photo.height, photo.width), mode="bilinear")
         mask = (probability[0, 0].numpy() > 0.5).astype(np.uint8) * 255
         Image.fromarray(mask).save(output_dir / f"{path.stem}.png")
