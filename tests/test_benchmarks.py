@@ -1,4 +1,4 @@
-"""Each benchmark runs on tiny data and prints its line. What it measures is nobody's to assert: machines differ."""
+"""Benchmarks run on tiny data and print their lines. What they measure is nobody's to assert: machines differ."""
 
 import os
 import subprocess
@@ -21,10 +21,8 @@ def run_benchmark(name: str, *arguments, folder: Path | None = None) -> subproce
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("train_step.py", "training step, 48x32"),
         ("loading.py --photos train --masks train_masks", "first pass into the cache"),
         ("prediction.py --photos train", "prediction: masks"),
-        ("memory.py", "peak memory of training"),
         ("gpu.py --device cpu", "training step, 48x32"),
     ],
 )
