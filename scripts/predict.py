@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import torch
 import tyro
-from carvana.cutout import ENDINGS, encode_picture, make_pictures, read_background, warn
+from carvana.cutout import ENDINGS, encode_picture, keep_main_car, make_pictures, read_background, read_crop, warn
 from carvana.files import PROJECT_DIR, run_command, write_file
 from carvana.listing import is_own_result, say_own_results, say_unread
 from carvana.machine import choose_device, keep_memory, n_cores
@@ -66,6 +66,9 @@ class Settings:
     )  # what to write of each photo
     background: str | None = None  # also write <name>_background.jpg: white, #rrggbb, or a photo's path
     shadow: bool = False  # keep the shadow that the car casts on the floor; one is drawn where the photo shows none
+    crop: tuple[str, ...] | None = None  # crop cut-out and background to the car, or around it to a shape such as 4:3
+    main_car: bool = False  # keep the largest car alone
+    format: Literal["png", "webp"] = "png"  # of cut-outs; webp is about a tenth of the size, not lossless
     weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too, or a short name such as street
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
     tta: bool = False  # average with the mirrored view: twice the time, slightly more exact
@@ -197,7 +200,8 @@ N_SUBMISSION = 100_064  # photos in the competition's test set
 
 def output_paths(photo: Photo, settings: Settings) -> dict[str, Path]:
     kinds = [*settings.outputs, *(["background"] if settings.background else [])]
-    return {kind: settings.output / (photo.name + ENDINGS[kind]) for kind in kinds}
+    endings = ENDINGS | {"cutout": f"_cutout.{settings.format}"}
+    return {kind: settings.output / (photo.name + endings[kind]) for kind in kinds}
 
 
 def is_done(photo: Photo, settings: Settings) -> bool:
@@ -228,10 +232,11 @@ def predict_photo(
     # The network always sees the photo decoded at a fraction of its size: the mask does not depend on what is written.
     image, native_size = read_image(photo.path, target_size=segmenter.fit)
     small = segmenter.logits(image, native_size)
-    logits = upsample(small, *native_size)
+    logits = upsample(keep_main_car(small, threshold) if settings.main_car else small, *native_size)
     if set(paths) != {"mask"} and image.shape[:2] != native_size:
         image = load_image(photo.path)
-    for kind, picture in make_pictures(image, logits, threshold, paths, background, settings.shadow):
+    crop = read_crop(settings.crop)
+    for kind, picture in make_pictures(image, logits, threshold, paths, background, settings.shadow, crop):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
     return [f"{share:.4f}", f"{uncertainty:.1f}", warn(share, uncertainty)]
@@ -277,6 +282,8 @@ def predict(settings: Settings) -> int:
         tta=settings.tta,
         background=settings.background,
         shadow=settings.shadow or None,
+        crop=read_crop(settings.crop),
+        main_car=settings.main_car or None,
     )
     photos = find_photos(settings.photos, None if settings.submission else settings.output)
     if settings.submission:

@@ -1,5 +1,7 @@
 """The parts that turn a probability into pictures, on photos whose car and background are known."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -7,11 +9,16 @@ from carvana.cutout import (
     OUTLINE_COLOUR,
     clean_edge,
     cover,
+    crop_picture,
     cut_out,
     draw_overlay,
+    encode_picture,
+    find_crop,
     find_shadow,
     find_transparency,
+    make_pictures,
     read_background,
+    read_crop,
     replace_background,
 )
 from PIL import Image
@@ -151,6 +158,46 @@ def test_background_must_be_a_colour_or_a_photo(tmp_path):
     (tmp_path / "text.jpg").write_text("no photo")
     with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
         read_background(str(tmp_path / "text.jpg"))
+
+
+def test_crop_keeps_the_whole_car_in_the_shape_asked_for():
+    alpha = np.zeros((300, 500), np.uint8)
+    alpha[100:200, 200:400] = 255
+    assert find_crop(alpha, 0) == (190, 90, 220, 120)
+    for shape in ("1:1", "4:3", "21:9", "9:16"):
+        box = find_crop(alpha, read_crop((shape,)))
+        cropped = crop_picture(alpha, box)
+        assert cropped.shape == (box[3], box[2])
+        assert box[2] / box[3] == pytest.approx(read_crop((shape,)), abs=0.02)
+        assert np.count_nonzero(cropped) == np.count_nonzero(alpha)
+    assert crop_picture(alpha, find_crop(alpha, 9 / 16))[0].max() == 0  # taller than the photo: padded
+    alpha[:] = 0
+    assert find_crop(alpha, 1) == (0, 0, 500, 300)
+    assert (read_crop(None), read_crop(())) == (None, 0)
+    for words in (("4x3",), ("0:3",), ("4:3", "car.jpg"), ("car.jpg",)):
+        with pytest.raises(ValueError, match="crop must be width:height such as 4:3, got"):
+            read_crop(words)
+
+
+def test_cropped_cut_out_and_background_show_the_same_car_with_its_shadow():
+    photo, alpha, _ = draw_floor(0.7)
+    logits = np.where(alpha > 0, np.float32(9), np.float32(-9))
+    white = np.full((1, 1, 3), 255, np.uint8)
+    made = dict(make_pictures(photo, logits, 0.5, ("cutout", "background"), white, shadow=True, crop=4 / 3))
+    cut, before_white = np.array(made["cutout"]), np.array(made["background"])
+    assert cut.shape[:2] == before_white.shape[:2] and cut.shape[1] / cut.shape[0] == pytest.approx(4 / 3, abs=0.01)
+    assert np.array_equal(cut[cut[..., 3] == 255][:, :3], before_white[cut[..., 3] == 255])
+    assert np.count_nonzero(cut[..., 3] == 255) == np.count_nonzero(alpha)
+
+
+def test_webp_keeps_transparency_and_colours():
+    _, car, alpha = draw_car()
+    content = encode_picture(Image.fromarray(np.dstack([car, alpha])), ".webp")
+    with Image.open(io.BytesIO(content)) as picture:
+        assert (picture.format, picture.mode) == ("WEBP", "RGBA")
+        pixels = np.array(picture)
+    assert np.array_equal(pixels[..., 3], alpha)
+    assert np.abs(pixels[alpha == 255, :3].astype(int) - car[alpha == 255]).mean() < 4
 
 
 def test_overlay_shows_car_and_outline():

@@ -107,6 +107,20 @@ def test_a_folder_becomes_masks_cut_outs_and_overlays_at_native_size_under_their
     assert "3 photos predicted, 0 failed" in result.stdout
 
 
+def test_cut_outs_are_cropped_to_the_main_car_and_written_as_webp_with_a_shadow(run_predict, tmp_path):
+    photo = draw_photo(300, 200)
+    photo[4:14, 4:14] = RED  # a second car, far away
+    Image.fromarray(photo).save(tmp_path / "car.png")
+    flags = ["--shadow", "--main-car", "--format", "webp", "--background", "white", "--crop", "4:3"]
+    assert run_predict(tmp_path / "car.png", *flags).returncode == 0
+    mask, cut = load(tmp_path / "out/car_mask.png"), load(tmp_path / "out/car_cutout.webp")
+    assert mask.shape == (200, 300) and not mask[:20, :20].any() and mask[100, 150] == 255
+    assert cut.shape[1] / cut.shape[0] == pytest.approx(4 / 3, abs=0.02) and cut.shape[1] < 300
+    assert load(tmp_path / "out/car_background.jpg").shape == (*cut.shape[:2], 3)
+    assert ((cut[..., 3] > 60) & (cut[..., :3].max(2) < 60)).sum() > 100  # the shadow
+    assert "crop must be width:height such as 4:3, got 4/3." in run_predict(tmp_path, "--crop", "4/3").stderr
+
+
 def test_mask_alone_is_found_on_a_reduced_decode_and_agrees(run_predict, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(draw_photo(960, 640)).save(tmp_path / "in/car.jpg", quality=95)

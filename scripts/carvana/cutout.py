@@ -305,6 +305,58 @@ def cover(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(inner, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
+def read_crop(words: tuple[str, ...] | None) -> float | None:
+    """Read `--crop`: width / height of the cropped picture, 0 for the car's own shape, None for the whole photo.
+
+    Raises:
+        ValueError: If it is not two positive whole numbers such as 4:3.
+    """
+    if not words:
+        return None if words is None else 0
+    parts = words[0].split(":")
+    if len(words) > 1 or len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(
+            f"crop must be width:height such as 4:3, got {' '.join(words)}. Name the photos before --crop."
+        )
+    return int(parts[0]) / int(parts[1])
+
+
+def find_crop(visible: np.ndarray, shape: float) -> tuple[int, int, int, int]:
+    """Find the rectangle round the car, with a margin of a twentieth of its longer side.
+
+    Args:
+        visible: Opacity of car and shadow (H, W), uint8.
+        shape: Width / height of the rectangle, or 0 for the car's own.
+
+    Returns:
+        x, y, width, height in pixels, within the photo if it has room for the shape. The whole photo if there is no car.
+    """
+    x, y, width, height = cv2.boundingRect((visible > 12).view(np.uint8))
+    if not width:
+        return 0, 0, visible.shape[1], visible.shape[0]
+    margin = round(max(width, height) / 20)
+    left, top = max(0, x - margin), max(0, y - margin)
+    right, bottom = min(visible.shape[1], x + width + margin), min(visible.shape[0], y + height + margin)
+    width, height = right - left, bottom - top
+    if shape:
+        wide, tall = max(width, round(height * shape)), max(height, round(width / shape))
+        left, top = left - (wide - width) // 2, top - (tall - height) // 2
+        if wide <= visible.shape[1]:
+            left = min(max(0, left), visible.shape[1] - wide)
+        if tall <= visible.shape[0]:
+            top = min(max(0, top), visible.shape[0] - tall)
+        width, height = wide, tall
+    return left, top, width, height
+
+
+def crop_picture(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Crop (H, W) or (H, W, 3), uint8, to x, y, width, height in pixels; beyond the picture's border it is 0."""
+    x, y, width, height = box
+    inner = picture[max(0, y) : y + height, max(0, x) : x + width]
+    below, right = height - inner.shape[0] - max(0, -y), width - inner.shape[1] - max(0, -x)
+    return cv2.copyMakeBorder(inner, max(0, -y), below, max(0, -x), right, cv2.BORDER_CONSTANT)
+
+
 def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Tint the car and draw its outline, so that a wrong mask is seen at a glance.
 
@@ -332,6 +384,7 @@ def make_pictures(
     kinds: Iterable[str],
     background: np.ndarray | None = None,
     shadow: bool = False,
+    crop: float | None = None,
 ) -> Iterator[tuple[str, Image.Image]]:
     """Make the pictures of a photo.
 
@@ -342,6 +395,7 @@ def make_pictures(
         kinds: Some of the keys of ENDINGS.
         background: RGB (h, w, 3), uint8, for the kind "background".
         shadow: Keep the car's shadow in cut-outs and before a new background.
+        crop: Width / height to which these two are cropped, 0 for the car's own shape, None for the whole photo.
 
     Yields:
         Kind and picture.
@@ -357,6 +411,10 @@ def make_pictures(
             alpha[top : top + BAND] = find_transparency(to_probability(logits[top : top + BAND]), threshold)
         shade = find_shadow(image, alpha) if shadow else None
         image = clean_edge(image, alpha)
+        if crop is not None:
+            box = find_crop(alpha if shade is None else cv2.max(alpha, shade), crop)
+            image, alpha = crop_picture(image, box), crop_picture(alpha, box)
+            shade = None if shade is None else crop_picture(shade, box)
     if "cutout" in kinds:
         yield "cutout", Image.fromarray(cut_out(image, alpha, shade))
     if "background" in kinds:
@@ -364,28 +422,28 @@ def make_pictures(
 
 
 def encode_picture(picture: Image.Image, suffix: str) -> bytes:
-    """Encode a picture as .png or .jpg.
+    """Encode a picture as .png, .webp or .jpg.
 
     Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a
     cut-out is well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
     """
-    if suffix == ".png":
-        pixels = np.asarray(picture)
-        strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_FILTER_NONE
-        if picture.mode == "RGBA":
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA)
-            strategy, row_filter = cv2.IMWRITE_PNG_STRATEGY_DEFAULT, cv2.IMWRITE_PNG_FILTER_SUB
-        options = [
-            cv2.IMWRITE_PNG_COMPRESSION,
-            1,
-            cv2.IMWRITE_PNG_STRATEGY,
-            strategy,
-            cv2.IMWRITE_PNG_FILTER,
-            row_filter,
-        ]
-        return cv2.imencode(".png", pixels, options)[1].tobytes()
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=92)
+    if suffix == ".webp":
+        picture.save(buffer, "WEBP", quality=90)
+    elif suffix == ".jpg":
+        picture.save(buffer, "JPEG", quality=92)
+    elif picture.mode == "RGBA":
+        pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGBA2BGRA)
+        options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
+        return cv2.imencode(".png", pixels, options)[1].tobytes()
+    else:
+        options = [
+            cv2.IMWRITE_PNG_STRATEGY,
+            cv2.IMWRITE_PNG_STRATEGY_RLE,
+            cv2.IMWRITE_PNG_FILTER,
+            cv2.IMWRITE_PNG_FILTER_NONE,
+        ]
+        return cv2.imencode(".png", np.asarray(picture), [cv2.IMWRITE_PNG_COMPRESSION, 1, *options])[1].tobytes()
     return buffer.getvalue()
 
 
