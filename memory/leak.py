@@ -2,11 +2,12 @@
 
     python memory/leak.py --train-image-dir data/train --train-mask-dir data/train_masks
 
-A tenth of the cars is chosen, and of each of them four views to score on. One training sees no photo of these cars; the other sees
-their remaining views, in place of as many photos of other cars. Both see equally many photos, for as many steps, with the same seed,
-and are scored on the same photos with their last weights: what remains between them is what a split by image gives away.
+A tenth of the cars is chosen, and of each of them four views to score on. One training sees no photo of these cars;
+the other sees their remaining views, in place of as many photos of other cars. Both see equally many photos, for as
+many steps, with the same seed, and are scored on the same photos with their last weights: what remains between them
+is what a split by image gives away.
 
-Leaves experiments/leak_by_car and experiments/leak_by_image, and prints the difference. Photos are linked, not copied.
+Leaves experiments/leak_by_car and experiments/leak_by_image, which build.py compares. Photos are linked, not copied.
 """
 
 import shutil
@@ -19,11 +20,11 @@ import numpy as np
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 
-import train  # noqa: E402
-from carvana import files, metrics  # noqa: E402
+import train
+from carvana.files import run_command
 
-import experiments  # noqa: E402
-from data import Pair, limit_cars, require_pairs, split_cars  # noqa: E402
+import experiments
+from data import Pair, limit_cars, require_pairs, split_cars
 
 TEST_VIEWS = 4  # photos of each chosen car that are scored; the leaking training sees its others
 
@@ -40,10 +41,7 @@ class Settings:
     epochs: int = 10  # how often each photo is seen
     limit: int | None = None  # use at most so many photos, whole cars; for a quick try
     seed: int = 0  # of the choice of cars and views, and of both trainings
-    device: str = "auto"  # cuda, mps, cpu, or auto
     link_dir: Path = PROJECT_DIR / "data/leak"  # gets folders of links to the photos
-    output_dir: Path = PROJECT_DIR / "experiments"  # gets the two runs
-    cache_dir: Path = train.Config.cache_dir  # decoded photos
 
 
 def divide(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:
@@ -59,36 +57,32 @@ def divide(pairs: list[Pair], seed: int) -> dict[str, list[Pair]]:
         views = [pair for pair in pairs if pair.car == car]
         if len(views) <= TEST_VIEWS:
             raise ValueError(
-                f"each car must have more than {TEST_VIEWS} photos, got {len(views)} of one. Use photos in Carvana's layout."
+                f"cars must have more than {TEST_VIEWS} photos, got one with {len(views)}. Add its others."
             )
-        scored = set(rng.permutation(len(views))[:TEST_VIEWS].tolist())
-        test += [view for index, view in enumerate(views) if index in scored]
-        siblings += [view for index, view in enumerate(views) if index not in scored]
+        order = rng.permutation(len(views))
+        test += [views[index] for index in sorted(order[:TEST_VIEWS])]
+        siblings += [views[index] for index in sorted(order[TEST_VIEWS:])]
     others = [pair for pair in pairs if pair.car not in chosen]
     if len(others) <= len(siblings):
-        raise ValueError(
-            f"there must be more than {len(siblings)} photos of other cars, got {len(others)}. Add photos."
-        )
-    given_up = set(rng.permutation(len(others))[: len(siblings)].tolist())
-    kept = [pair for index, pair in enumerate(others) if index not in given_up]
+        raise ValueError(f"other cars must have more than {len(siblings)} photos, got {len(others)}. Add photos.")
+    kept = [others[index] for index in sorted(rng.permutation(len(others))[len(siblings) :])]
     return dict(test=test, by_car=others, by_image=kept + siblings)
 
 
 def link_pairs(pairs: list[Pair], folder: Path) -> None:
     """Make `folder`/train and `folder`/train_masks of links to the pairs' files, and of nothing else."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("train", "train_masks"):
-        (folder / name).mkdir(parents=True)
     for pair in pairs:
-        (folder / "train" / pair.image_path.name).symlink_to(pair.image_path.resolve())
-        (folder / "train_masks" / pair.mask_path.name).symlink_to(pair.mask_path.resolve())
+        for name, path in (("train", pair.image_path), ("train_masks", pair.mask_path)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / path.name).symlink_to(path.resolve())
 
 
 def main(settings: Settings) -> None:
     pairs = limit_cars(require_pairs(settings.train_image_dir, settings.train_mask_dir), settings.limit)
     for name, part in divide(pairs, settings.seed).items():
         link_pairs(part, settings.link_dir / name)
-    shared = ("image_width", "image_height", "base_width", "epochs", "seed", "device", "cache_dir")
+    shared = ("image_width", "image_height", "base_width", "epochs", "seed")
     configs = [
         train.Config(
             **{key: getattr(settings, key) for key in shared},
@@ -96,35 +90,17 @@ def main(settings: Settings) -> None:
             train_mask_dir=settings.link_dir / name / "train_masks",
             test_image_dir=settings.link_dir / "test/train",
             test_mask_dir=settings.link_dir / "test/train_masks",
-            checkpoint_dir=settings.output_dir / f"leak_{name}",
-            prediction_dir=settings.output_dir / f"leak_{name}/pictures",
+            checkpoint_dir=PROJECT_DIR / f"experiments/leak_{name}",
+            prediction_dir=PROJECT_DIR / f"experiments/leak_{name}/pictures",
         )
         for name in ("by_car", "by_image")
     ]
     failed = experiments.run_all(configs)
     if failed:
-        raise RuntimeError(f"{', '.join(failed)} failed. The same command tries again.")
-    leak = measure_leak(settings.output_dir)
-    for key, value in leak.items():
-        print(f"{key + ':':<20}{value:.6f}")
-
-
-def measure_leak(output_dir: Path) -> dict[str, float]:
-    """Compare the two finished runs: last Dice of each, and their difference with its 95 % interval over cars."""
-    by_car, by_image = (experiments.load_run(output_dir / name) for name in ("leak_by_car", "leak_by_image"))
-    differences, cars = experiments.pair_photos(by_image, by_car)
-    low, high = metrics.bootstrap_interval(differences.tolist(), cars)
-    return dict(
-        by_car=by_car.facts["last_dice"],
-        by_image=by_image.facts["last_dice"],
-        difference=float(differences.mean()),
-        low=low,
-        high=high,
-        errors_hidden=float(differences.mean()) / (1 - by_car.facts["last_dice"]),
-    )
+        raise RuntimeError(f"{', '.join(failed)} failed, see above. The same command tries again.")
 
 
 if __name__ == "__main__":
     import tyro
 
-    files.run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
