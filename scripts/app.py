@@ -136,6 +136,7 @@ class Look:
     view: str
     background: str
     colour: str
+    shadow: bool
     main_car: bool
     threshold: float
 
@@ -157,7 +158,8 @@ class Look:
         kind = VIEWS[self.view]
         if kind == "cutout" and background is not None:
             kind = "background"
-        return next(make_pictures(image, upsample(logits, *image.shape[:2]), self.threshold, [kind], background))
+        logits = upsample(logits, *image.shape[:2])
+        return next(make_pictures(image, logits, self.threshold, [kind], background, self.shadow))
 
 
 def segment(path: Path, segmenter: Segmenter) -> Photo:
@@ -199,7 +201,7 @@ def to_hex(colour: str) -> str:
 def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
     """Show the visitor's current photo beside its result, and small copies of all, as HTML."""
     if not visit.photos:
-        return f'<p class="caption" role="status">{note}</p>'
+        return f'<p role="status">{note}</p>'
     photo = visit.photos[visit.current]
     name, warning = html.escape(photo.path.stem), html.escape(warn(*photo.measure(look.threshold)))
     _, result = look.draw(photo, photo.preview, visit.background)
@@ -215,7 +217,7 @@ def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
       <input type="range" value="50" aria-label="Line between photo and result">
       <div class="line"></div>
     </div>
-    <p class="caption" role="status">{name} <strong>{f"⚠️ {warning}" if warning else ""}</strong> {note}</p>
+    <p role="status">{name}<strong>{f" ⚠️ {warning}" if warning else ""}</strong><br>{note}</p>
     <div class="strip">{strip if len(visit.photos) > 1 else ""}</div>"""
 
 
@@ -267,11 +269,11 @@ def make_app(segmenter: Segmenter):
         """Run the network on what waits, showing each result as it comes."""
         look, first = Look(*choices), len(visit.photos)
         while visit.waiting:
-            yield draw_viewer(visit, look, f"Looking for the car … photos to go: {len(visit.waiting)}")
+            yield draw_viewer(visit, look, f"Looking for the car … {len(visit.waiting)} to go")
             try:
                 visit.photos.append(segment(visit.waiting.pop(0), segmenter))
             except (OSError, ValueError) as error:
-                gr.Warning(html.escape(str(error)), title="This photo cannot be used", duration=20)
+                gr.Warning(html.escape(str(error)), duration=20)
             visit.current = min(first, len(visit.photos) - 1)
 
     def render(visit, *choices):
@@ -295,7 +297,7 @@ def make_app(segmenter: Segmenter):
         try:
             visit.background = read_upload(visit.receive(upload))
         except (OSError, ValueError) as error:
-            gr.Warning(html.escape(str(error)), title="This picture cannot be used", duration=20)
+            gr.Warning(html.escape(str(error)), duration=20)
 
     def save(visit, *choices, photos=None):
         """Write results at the photos' own size: a picture, or an archive of several."""
@@ -342,6 +344,7 @@ def make_app(segmenter: Segmenter):
                 background = gr.Radio(list(BACKGROUNDS), value="Transparent", label="Background", elem_id="background")
                 colour = gr.ColorPicker("#2f6f4f", label="Colour", visible=False)
                 own = gr.UploadButton("Choose a picture", file_types=kinds, visible=False, elem_id="own")
+                shadow = gr.Checkbox(False, label="Keep the car's shadow", elem_id="shadow")
                 main_car = gr.Checkbox(True, label="Only the largest car", elem_id="main")
                 threshold = gr.Slider(
                     0.05,
@@ -358,15 +361,15 @@ def make_app(segmenter: Segmenter):
         file = gr.DownloadButton(visible="hidden", elem_id="file")
 
         private = dict(api_visibility="private", show_progress="hidden")
-        look = [view, background, colour, main_car, threshold]
+        look = [view, background, colour, shadow, main_car, threshold]
         desk = [results, controls, every]
         show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details, *desk], **private)
         try_sample = lambda visit, _: receive(visit, [SAMPLE])
         for arrive, receiver in ((upload.upload, receive), (sample.click, try_sample)):
             arrival = arrive(receiver, [visit, upload], [visit, upload, viewer, *desk], queue=False, **private)
             arrival.then(work, [visit, *look], viewer, **private).then(**show())
-        for change in (view.change, background.change, colour.change, main_car.change, threshold.change):
-            change(**show(), trigger_mode="always_last")
+        for control in look:
+            control.change(**show(), trigger_mode="always_last")
         reveal = lambda choice: (gr.update(visible=choice == "Colour"), gr.update(visible=choice == "Picture"))
         background.change(reveal, background, [colour, own], **private)
         own.upload(choose_background, [visit, own], None, **private).then(**show())

@@ -312,7 +312,7 @@ def test_views_backgrounds_and_threshold_change_the_picture_without_the_network(
     page = visit()
     upload(page, save_photo(tmp_path / "car.png", 300, 200))
     expect_details(page, "300 × 200 pixels")
-    result, seconds = Result(page), re.search(r"[\d.]+ s \(", page.locator("#details").text_content())[0]
+    result, seconds = Result(page), re.search(r"found in [\d.]+ s", page.locator("#details").text_content())[0]
     assert result.next()[2, 2, 3] == 0
 
     page.click("#view label:has-text('Mask')")
@@ -325,6 +325,10 @@ def test_views_backgrounds_and_threshold_change_the_picture_without_the_network(
     assert picture[2, 2, 1] > 180 and picture[100, 150, 2] > 60  # green background, car tinted blue
 
     page.click("#view label:has-text('Cut-out')")
+    result.next()
+    page.click("#shadow input")
+    assert 0 < result.next()[145:, 150, 3].max() < 255  # the floor below the car
+    page.click("#shadow input")
     result.next()
     page.click("#background label:has-text('White')")
     picture = result.next()
@@ -477,7 +481,7 @@ def test_an_upload_that_no_page_asks_for_is_deleted_and_ctrl_c_leaves_no_file(tm
     assert server.send_file("secret.jpg", b"secret")[0] == 200
     wait_until(lambda: not any(path.name == "secret.jpg" for path in server.files()))
     assert server.stop() == 0
-    assert list(server.temporary.rglob("*")) == []
+    assert server.files() == set()
 
 
 def test_taken_port_is_said_in_one_line(server, run_script):
