@@ -84,10 +84,12 @@ class Photo:
     size: tuple[int, int]  # (height, width) of the photo itself
     logits: np.ndarray  # float32, of any size: a change of the look does not run the network
     seconds: float  # that the network took
+    uncertainty_limit: float  # of the weights
 
-    def measure(self, threshold: float) -> tuple[float, float]:
-        """Return the fraction of the photo that is car, and the network's uncertainty."""
-        return float((self.logits > to_logit(threshold)).mean()), measure_uncertainty(self.logits)
+    def measure(self, threshold: float) -> tuple[float, float, float]:
+        """Return the fraction of the photo that is car, the network's uncertainty and its limit."""
+        share = float((self.logits > to_logit(threshold)).mean())
+        return share, measure_uncertainty(self.logits), self.uncertainty_limit
 
 
 @dataclass
@@ -174,7 +176,7 @@ def segment(path: Path, segmenter: Segmenter) -> Photo:
     seconds = time.perf_counter() - started
     scale = min(1, DISPLAY_SIDE / max(image.shape))
     preview = cover(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
-    return Photo(path, preview, image.shape[:2], logits, seconds)
+    return Photo(path, preview, image.shape[:2], logits, seconds, segmenter.description.uncertainty_limit)
 
 
 def read_upload(path: Path) -> np.ndarray:

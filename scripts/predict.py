@@ -239,7 +239,8 @@ def predict_photo(
     for kind, picture in make_pictures(image, logits, threshold, paths, background, settings.shadow, crop):
         write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
-    return [f"{share:.4f}", f"{uncertainty:.1f}", warn(share, uncertainty)]
+    warning = warn(share, uncertainty, segmenter.description.uncertainty_limit)
+    return [f"{share:.4f}", f"{uncertainty:.1f}", warning]
 
 
 def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:

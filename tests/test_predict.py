@@ -256,7 +256,7 @@ def test_undecided_prediction_is_warned_of(run_predict, tmp_path):
     photo = Image.new("RGB", (60, 40), GREEN)
     photo.paste((140, 38, 40), (0, 0, 30, 40))  # logit about 0 in one half
     photo.save(tmp_path / "brown.png")
-    assert "warning: brown: unlike the training photos" in run_predict(tmp_path / "brown.png").stderr
+    assert "warning: brown: the mask is probably wrong" in run_predict(tmp_path / "brown.png").stderr
 
 
 def test_unusual_names_work_and_stay_inside_the_output(run_predict, tmp_path):

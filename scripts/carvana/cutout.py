@@ -13,7 +13,6 @@ from carvana.segmenter import to_logit, to_probability
 
 ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
 BAND = 512  # rows of a photo that are worked on at a time where a step takes many bytes a pixel
-DOUBT_LIMIT = 20  # see `segmenter.measure_uncertainty`
 CAR_COLOUR, OUTLINE_COLOUR = (31, 119, 220), (255, 140, 0)  # blue and orange, which the colour-blind tell apart
 
 
@@ -454,10 +453,16 @@ def encode_picture(picture: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def warn(share: float, doubt: float) -> str:
-    """Say what is suspicious in a result, or nothing."""
+def warn(share: float, uncertainty: float, limit: float) -> str:
+    """Return what is suspicious in a result, or nothing.
+
+    Args:
+        share: Fraction of the photo that is car.
+        uncertainty: See `segmenter.measure_uncertainty`.
+        limit: `Description.uncertainty_limit` of the weights.
+    """
     if share == 0:
         return "no car found"
     if share == 1:
         return "all car, no background found"
-    return "unlike the training photos: look at the result" if doubt > DOUBT_LIMIT else ""
+    return "the mask is probably wrong: look at it" if uncertainty > limit else ""
