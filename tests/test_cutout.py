@@ -16,6 +16,7 @@ from carvana.cutout import (
     find_crop,
     find_shadow,
     find_transparency,
+    keep_thin_parts,
     make_pictures,
     read_background,
     read_crop,
@@ -158,6 +159,18 @@ def test_background_must_be_a_colour_or_a_photo(tmp_path):
     (tmp_path / "text.jpg").write_text("no photo")
     with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
         read_background(str(tmp_path / "text.jpg"))
+
+
+def test_a_faint_aerial_is_kept_and_a_faint_panel_or_a_faint_line_elsewhere_is_not():
+    logits = np.full((640, 960), -6, np.float32)
+    logits[300:500, 200:700] = 6
+    logits[200:300, 400:403] = logits[500:560, 300:500] = logits[100:200, 800:803] = -0.5  # probability 0.38
+    alpha = np.where(logits > 0, 255, 0).astype(np.uint8)
+    before = alpha.copy()
+    keep_thin_parts(alpha, logits, 0.5)
+    assert (alpha[200:290, 400:403] == 255).all()
+    alpha[200:300, 400:403] = 0
+    assert np.count_nonzero(alpha != before) < 20  # rounded corners of the panel at most
 
 
 def test_crop_keeps_the_whole_car_in_the_shape_asked_for():

@@ -12,6 +12,7 @@ from carvana.pictures import load_image
 from carvana.segmenter import to_logit, to_probability
 
 ENDINGS = dict(mask="_mask.png", cutout="_cutout.png", overlay="_overlay.jpg", background="_background.jpg")
+FAINT = 0.2  # probability from which thin parts count as car
 BAND = 512  # rows of a photo that are worked on at a time where a step takes many bytes a pixel
 CAR_COLOUR, OUTLINE_COLOUR = (31, 119, 220), (255, 140, 0)  # blue and orange, which the colour-blind tell apart
 
@@ -54,6 +55,30 @@ def keep_main_car(logits: np.ndarray, threshold: float) -> np.ndarray:
     largest = parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
     near = cv2.dilate(largest.view(np.uint8), np.ones((9, 9), np.uint8)) > 0
     return np.where(largest | near & (is_car == 0), logits, np.float32(-20))
+
+
+def keep_thin_parts(alpha: np.ndarray, logits: np.ndarray, threshold: float) -> None:
+    """Add to alpha what is faint, thin and in one piece with the car, such as aerials (hysteresis thresholding).
+
+    Args:
+        alpha: (H, W), uint8, 255 = car; changed in place.
+        logits: (H, W), float32.
+        threshold: Probability from which a pixel is car.
+    """
+    step = max(1, max(alpha.shape) // 1920)  # upsampled logits are smooth: every few pixels are enough
+    small = logits[::step, ::step]
+    surely = small > to_logit(threshold)
+    faint = (small > min(to_logit(FAINT), to_logit(threshold))).view(np.uint8)
+    size = max(3, max(small.shape) // 213 | 1)  # pixels: what is narrower is thin
+    body = cv2.morphologyEx(faint, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
+    n_parts, parts = cv2.connectedComponents(faint)
+    in_one_piece = np.zeros(n_parts, bool)
+    in_one_piece[parts[surely]] = True
+    thin = (in_one_piece[parts] & (faint > body) & ~surely).view(np.uint8)
+    if not thin.any():
+        return
+    thin = cv2.resize(thin, alpha.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    alpha[thin] = np.maximum(alpha[thin], find_transparency(to_probability(logits[thin]), FAINT))
 
 
 def clean_edge(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -197,7 +222,8 @@ def measure_shadow(brightness: np.ndarray, alpha: np.ndarray, car: np.ndarray) -
     hull = cv2.fillConvexPoly(np.zeros_like(car), cv2.convexHull(cv2.findNonZero(car)), 1)
     on_floor = np.maximum(((below + 0.18) / 0.12).clip(0, 1), hull * ((below + 0.5) / 0.2).clip(0, 1))
     shadow = ((darkening - spread) / (1 - spread)).clip(0, 1) * on_floor * ((0.55 - away) / 0.4).clip(0, 1)
-    parts = cv2.connectedComponents(((shadow > 0.04) | (car > 0)).astype(np.uint8))[1]
+    shadow = shadow * ((shadow - 0.03) / 0.07).clip(0, 1)  # so that it ends without a border
+    parts = cv2.connectedComponents(((shadow > 0) | (car > 0)).astype(np.uint8))[1]
     return shadow * np.isin(parts, np.unique(parts[car > 0]))
 
 
@@ -335,7 +361,7 @@ def find_crop(visible: np.ndarray, shape: float) -> tuple[int, int, int, int]:
         shape: Width / height of the rectangle, or 0 for the car's own.
 
     Returns:
-        x, y, width, height in pixels, within the photo if it has room for the shape. The whole photo if there is no car.
+        x, y, width, height in pixels, within the photo where it has room for them; the whole photo if there is no car.
     """
     x, y, width, height = cv2.boundingRect((visible > 12).view(np.uint8))
     if not width:
@@ -415,6 +441,7 @@ def make_pictures(
         alpha = np.empty(logits.shape, np.uint8)
         for top in range(0, len(alpha), BAND):
             alpha[top : top + BAND] = find_transparency(to_probability(logits[top : top + BAND]), threshold)
+        keep_thin_parts(alpha, logits, threshold)
         shade = find_shadow(image, alpha) if shadow else None
         image = clean_edge(image, alpha)
         if crop is not None:
@@ -425,6 +452,19 @@ def make_pictures(
         yield "cutout", Image.fromarray(cut_out(image, alpha, shade))
     if "background" in kinds:
         yield "background", Image.fromarray(replace_background(image, alpha, background, shade))
+
+
+def draw_cutouts(image: np.ndarray, logits: np.ndarray, threshold: float, width: int = 800) -> Image.Image:
+    """Draw a sheet: photo and car on white; below, with its shadow on white and, cropped, on green."""
+    colours = (255, 255, 255), (255, 255, 255), (90, 170, 60)
+    sheet = [image]
+    for colour, shadow, crop in zip(colours, (False, True, True), (None, None, image.shape[1] / image.shape[0])):
+        background = np.array([[colour]], np.uint8)
+        [(_, picture)] = make_pictures(image, logits, threshold, ["background"], background, shadow, crop)
+        sheet.append(np.asarray(picture))
+    size = width, round(width * image.shape[0] / image.shape[1])
+    cells = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in sheet]
+    return Image.fromarray(np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])]))
 
 
 def encode_picture(picture: Image.Image, suffix: str) -> bytes:
