@@ -14,6 +14,7 @@ still on its way then, a few minutes later.
 
 import atexit
 import base64
+import dataclasses
 import functools
 import html
 import io
@@ -31,7 +32,17 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from carvana.cutout import ENDINGS, cover, encode_picture, keep_main_car, make_pictures, read_background, warn
+from carvana.cutout import (
+    ENDINGS,
+    cover,
+    crop_picture,
+    encode_picture,
+    find_crop,
+    keep_main_car,
+    make_pictures,
+    read_background,
+    warn,
+)
 from carvana.files import PROJECT_DIR, run_command
 from carvana.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, load_image, open_picture, upsample
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
@@ -139,6 +150,7 @@ class Look:
     background: str
     colour: str
     shadow: bool
+    crop: bool
     main_car: bool
     threshold: float
 
@@ -161,7 +173,15 @@ class Look:
         if kind == "cutout" and background is not None:
             kind = "background"
         logits = upsample(logits, *image.shape[:2])
-        return next(make_pictures(image, logits, self.threshold, [kind], background, self.shadow))
+        crop = 0 if self.crop else None  # 0 for the car's own shape
+        return next(make_pictures(image, logits, self.threshold, [kind], background, self.shadow, crop))
+
+    def frame(self, photo: Photo) -> np.ndarray:
+        """Crop the photo's preview as `draw` crops the result: RGB (h, w, 3), uint8."""
+        if not self.crop or VIEWS[self.view] != "cutout":
+            return photo.preview
+        whole = dataclasses.replace(self, crop=False, background="Transparent").draw(photo, photo.preview, None)[1]
+        return crop_picture(photo.preview, find_crop(np.asarray(whole)[..., 3], 0))
 
 
 def segment(path: Path, segmenter: Segmenter) -> Photo:
@@ -206,15 +226,15 @@ def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
         return f'<p role="status">{note}</p>'
     photo = visit.photos[visit.current]
     name, warning = html.escape(photo.path.stem), html.escape(warn(*photo.measure(look.threshold)))
-    _, result = look.draw(photo, photo.preview, visit.background)
+    before, (_, result) = look.frame(photo), look.draw(photo, photo.preview, visit.background)
     strip = "".join(
         f'<button data-number="{number}"{" aria-current=true" * (number == visit.current)}>'
         f'<img src="{to_url(cover(other.preview, 128, 192))}" alt="Show {html.escape(other.path.stem)}"></button>'
         for number, other in enumerate(visit.photos)
     )
     return f"""
-    <div class="compare" style="--ratio: {photo.size[1] / photo.size[0]:.4f}">
-      <img src="{to_url(photo.preview)}" alt="{name}, the photo">
+    <div class="compare" style="--ratio: {before.shape[1] / before.shape[0]:.4f}">
+      <img src="{to_url(before)}" alt="{name}, the photo">
       <img class="after" src="{to_url(np.asarray(result))}" alt="{name}, {look.view.lower()}">
       <input type="range" value="50" aria-label="Line between photo and result">
       <div class="line"></div>
@@ -347,6 +367,7 @@ def make_app(segmenter: Segmenter):
                 colour = gr.ColorPicker("#2f6f4f", label="Colour", visible=False)
                 own = gr.UploadButton("Choose a picture", file_types=kinds, visible=False, elem_id="own")
                 shadow = gr.Checkbox(False, label="Keep the car's shadow", elem_id="shadow")
+                crop = gr.Checkbox(False, label="Crop to the car", elem_id="crop")
                 main_car = gr.Checkbox(True, label="Only the largest car", elem_id="main")
                 threshold = gr.Slider(
                     0.05,
@@ -363,7 +384,7 @@ def make_app(segmenter: Segmenter):
         file = gr.DownloadButton(visible="hidden", elem_id="file")
 
         private = dict(api_visibility="private", show_progress="hidden")
-        look = [view, background, colour, shadow, main_car, threshold]
+        look = [view, background, colour, shadow, crop, main_car, threshold]
         desk = [results, controls, every]
         show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details, *desk], **private)
         try_sample = lambda visit, _: receive(visit, [SAMPLE])

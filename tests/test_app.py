@@ -365,6 +365,15 @@ def test_only_the_largest_car_is_kept_unless_all_are_wanted(visit, tmp_path):
     assert picture[20, 20, 3] == 255 and picture[100, 150, 3] == 255
 
 
+def test_photo_and_result_are_cropped_alike(tmp_path):
+    segmenter = Segmenter(save_red_weights(tmp_path / "red.safetensors"), "cpu")
+    photo = app.segment(save_photo(tmp_path / "car.png", 300, 200), segmenter)
+    look = app.Look("Cut-out", "White", "#ffffff", shadow=False, crop=True, main_car=True, threshold=0.4)
+    _, result = look.draw(photo, photo.preview, None)
+    assert look.frame(photo).shape == np.array(result).shape
+    assert 180 < result.width < 220 and 120 < result.height < 150  # the car is 180x120
+
+
 def test_several_photos_come_as_one_archive_and_each_can_be_looked_at(visit, tmp_path):
     page = visit()
     names = ("a.jpg", "b.png", "other/a.png", "A.webp")
