@@ -12,13 +12,13 @@ demo: .venv/demo-ready
 test: .venv/test-ready
 	$(BIN)/python -m pytest
 
-.venv/demo-ready: requirements.txt requirements-studio.txt
+.venv/demo-ready: requirements.txt requirements-studio.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -r requirements.txt -r requirements-studio.txt
+	$(BIN)/pip install -q -c constraints.txt -r requirements.txt -r requirements-studio.txt
 	touch $@
 
 .venv/test-ready: .venv/demo-ready requirements-dev.txt requirements-app.txt requirements-export.txt requirements-memory.txt
-	$(BIN)/pip install -q -r requirements-dev.txt
+	$(BIN)/pip install -q -c constraints.txt -r requirements-dev.txt
 	touch $@
 
 .PHONY: demo test

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import torch
 import tyro
-from carvana.cutout import ENDINGS, encode_picture, keep_main_car, make_pictures, read_background, read_crop, warn
+from carvana.cutout import ENDINGS, encode_picture, keep_main_car, make_pixels, read_background, read_crop, warn
 from carvana.files import PROJECT_DIR, run_command, write_file
 from carvana.listing import is_own_result, say_own_results, say_unread
 from carvana.machine import choose_device, keep_memory, n_cores
@@ -190,10 +190,7 @@ def map_bounded(function: Callable, items: Iterable, n_threads: int, cost: Calla
 
 MEMORY = 3 * 2**30  # bytes that the command takes at most, for photos of up to 108 megapixels
 BASE_MEMORY = 0.9 * 2**30  # of these, before the first photo
-MASK_BYTES, PICTURE_BYTES = (
-    12,
-    20,
-)  # bytes a pixel while a photo is worked on, for its mask alone and for pictures, measured
+MASK_BYTES, PICTURE_BYTES = 8, 20  # bytes a pixel while a photo is worked on, for its mask alone and for pictures
 HEADER = ["photo", "car_share", "uncertainty", "warning"]
 N_SUBMISSION = 100_064  # photos in the competition's test set
 
@@ -235,10 +232,12 @@ def predict_photo(
     logits = upsample(keep_main_car(small, threshold) if settings.main_car else small, *native_size)
     if set(paths) != {"mask"} and image.shape[:2] != native_size:
         image = load_image(photo.path)
-    crop = read_crop(settings.crop)
-    for kind, picture in make_pictures(image, logits, threshold, paths, background, settings.shadow, crop):
-        write_file(paths[kind], encode_picture(picture, paths[kind].suffix))
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
+    pictures = make_pixels(image, logits, threshold, paths, background, settings.shadow, read_crop(settings.crop))
+    del image, logits  # which `make_pixels` lets go of when it has used them
+    for kind, pixels in pictures:
+        write_file(paths[kind], encode_picture(pixels, paths[kind].suffix))
+        del pixels
     warning = warn(share, uncertainty, segmenter.description.uncertainty_limit)
     return [f"{share:.4f}", f"{uncertainty:.1f}", warning]
 

@@ -418,7 +418,21 @@ def make_pictures(
     shadow: bool = False,
     crop: float | None = None,
 ) -> Iterator[tuple[str, Image.Image]]:
-    """Make the pictures of a photo.
+    """Make the pictures of a photo, see `make_pixels`, for Pillow."""
+    for kind, pixels in make_pixels(image, logits, threshold, kinds, background, shadow, crop):
+        yield kind, Image.fromarray(pixels)
+
+
+def make_pixels(
+    image: np.ndarray,
+    logits: np.ndarray,
+    threshold: float,
+    kinds: Iterable[str],
+    background: np.ndarray | None = None,
+    shadow: bool = False,
+    crop: float | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Make the pictures of a photo, in at most 16 bytes a pixel if the caller lets go of its arrays.
 
     Args:
         image: RGB photo (H, W, 3), uint8; for the mask alone any picture does.
@@ -430,18 +444,19 @@ def make_pictures(
         crop: Width / height to which these two are cropped, 0 for the car's own shape, None for the whole photo.
 
     Yields:
-        Kind and picture.
+        Kind and picture, (H, W) or (H, W, 3 or 4), uint8.
     """
     mask = logits > to_logit(threshold)
     if "mask" in kinds:
-        yield "mask", Image.fromarray(mask.view(np.uint8) * np.uint8(255))
+        yield "mask", mask.view(np.uint8) * np.uint8(255)
     if "overlay" in kinds:
-        yield "overlay", Image.fromarray(draw_overlay(image, mask))
+        yield "overlay", draw_overlay(image, mask)
     if "cutout" in kinds or "background" in kinds:
         alpha = np.empty(logits.shape, np.uint8)
         for top in range(0, len(alpha), BAND):
             alpha[top : top + BAND] = find_transparency(to_probability(logits[top : top + BAND]), threshold)
         keep_thin_parts(alpha, logits, threshold)
+        del logits, mask
         shade = find_shadow(image, alpha) if shadow else None
         image = clean_edge(image, alpha)
         if crop is not None:
@@ -449,9 +464,9 @@ def make_pictures(
             image, alpha = crop_picture(image, box), crop_picture(alpha, box)
             shade = None if shade is None else crop_picture(shade, box)
     if "cutout" in kinds:
-        yield "cutout", Image.fromarray(cut_out(image, alpha, shade))
+        yield "cutout", cut_out(image, alpha, shade)
     if "background" in kinds:
-        yield "background", Image.fromarray(replace_background(image, alpha, background, shade))
+        yield "background", replace_background(image, alpha, background, shade)
 
 
 def draw_cutouts(image: np.ndarray, logits: np.ndarray, threshold: float, width: int = 800) -> Image.Image:
@@ -467,19 +482,19 @@ def draw_cutouts(image: np.ndarray, logits: np.ndarray, threshold: float, width:
     return Image.fromarray(np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])]))
 
 
-def encode_picture(picture: Image.Image, suffix: str) -> bytes:
+def encode_picture(picture: Image.Image | np.ndarray, suffix: str) -> bytes:
     """Encode a picture as .png, .webp or .jpg.
 
     Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a
     cut-out is well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
     """
-    buffer = io.BytesIO()
+    buffer, pixels = io.BytesIO(), np.asarray(picture)
     if suffix == ".webp":
-        picture.save(buffer, "WEBP", quality=90)
+        Image.fromarray(pixels).save(buffer, "WEBP", quality=90)
     elif suffix == ".jpg":
-        picture.save(buffer, "JPEG", quality=92)
-    elif picture.mode == "RGBA":
-        pixels = cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGBA2BGRA)
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=92)
+    elif pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA)
         options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
         return cv2.imencode(".png", pixels, options)[1].tobytes()
     else:
@@ -489,7 +504,7 @@ def encode_picture(picture: Image.Image, suffix: str) -> bytes:
             cv2.IMWRITE_PNG_FILTER,
             cv2.IMWRITE_PNG_FILTER_NONE,
         ]
-        return cv2.imencode(".png", np.asarray(picture), [cv2.IMWRITE_PNG_COMPRESSION, 1, *options])[1].tobytes()
+        return cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1, *options])[1].tobytes()
     return buffer.getvalue()
 
 
