@@ -100,12 +100,14 @@ def summarise(rows: list[dict], threshold: float) -> dict:
 
 def format_score_card(card: dict) -> str:
     """Lay the score card out for reading."""
-    interval = "too few cars for an interval"
+    # Photos that are not named like Carvana's tell no views, and what was kept together need not be a car.
+    kind = "car" if card["dice_per_view"] else "group"
+    interval = f"too few {kind}s for an interval"
     if card["dice_low"] is not None:
-        interval = f"95 % CI {card['dice_low']:.5f} to {card['dice_high']:.5f}, cluster bootstrap over cars"
+        interval = f"95 % CI {card['dice_low']:.5f} to {card['dice_high']:.5f}, cluster bootstrap over {kind}s"
     n_images, n_cars = card["n_images"], card["n_cars"]
     lines = [
-        f"score card at full resolution: {n_images} photo{'s' * (n_images > 1)} of {n_cars} car{'s' * (n_cars > 1)}",
+        f"score card at full resolution: {n_images} photo{'s' * (n_images > 1)} of {n_cars} {kind}{'s' * (n_cars > 1)}",
         f"  Dice            {card['dice']:.5f}   {interval}",
         f"  pixel accuracy  {card['accuracy']:.5f}",
         f"  edge Dice       {card['edge_dice']:.5f}   within {EDGE_PIXELS} pixels of the true edge",
