@@ -1,12 +1,12 @@
-"""Interrupt trainings many times, resume them, and compare what they leave, bit by bit, with a run that nobody interrupted.
+"""Interrupt trainings many times, resume them, and compare what they leave with a run that nobody interrupted, bitwise.
 
     python benchmarks/soak_resume.py --kills 100
 
-Interruptions strike each kind of moment in turn, as the training itself passes it: within a step, in validation, half-way
-through the bytes of a file, before it is flushed, before and after it is renamed, between the two steps of a save. One kind is
-a kill from outside, some time after a random moment. Of five, one is SIGTERM or Ctrl-C, the others `kill -9`. A run is
-interrupted up to five times, then goes on to its end and is compared. Prints `key: value` lines; exits with 1 if anything
-differs.
+Interruptions strike each kind of moment in turn, as the training itself passes it: within a step, in validation,
+half-way through the bytes of a file, before it is flushed, before and after it is renamed, between the two steps of a
+save. One kind is a kill from outside, some time after a random moment. One in five is SIGTERM or Ctrl-C, the others are
+`kill -9`. A run is interrupted up to five times, then goes on to its end and is compared. Prints `key: value` lines;
+exits with 1 if anything differs.
 """
 
 import csv
@@ -176,7 +176,7 @@ def differing(one: object, other: object, name: str = "") -> list[str]:
 
 
 def compare_runs(folder: Path, reference: Path) -> list[str]:
-    """Name all that differs between two finished runs: checkpoints, history, scores, pictures, and which files there are."""
+    """Name all that differs between two finished runs: which files there are, and what is in them."""
     names = [
         {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name[0] != "."} - {"log.txt"}
         for run in (folder, reference)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from carvana import machine
 from carvana.drawing import draw_curves, draw_predictions, draw_views, save_picture
-from carvana.files import copy_files, set_aside, sync_folder, write_file, write_table
+from carvana.files import copy_files, set_aside, write_file, write_table
 from carvana.metrics import dice, dice_by_threshold, find_edge, format_score_card, pixel_accuracy, summarise
 from carvana.pictures import area_average, upsample
 from carvana.segmenter import Segmenter, to_logit
@@ -57,6 +58,7 @@ class Run:
     n_batches: int  # steps an epoch
     fingerprint: str = ""  # of the photos
     progress: Progress = field(default_factory=Progress)
+    started: float = field(default_factory=time.perf_counter)
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -97,12 +99,12 @@ def save_run(run: Run) -> None:
     path = run.config.checkpoint_dir / LAST
     if path.exists():
         os.replace(path, path.with_name(PREVIOUS))
-        sync_folder(path.parent)
     write_tensors(
         path,
         tensors,
         progress=dataclasses.asdict(run.progress),
         scaler=run.scaler.state_dict(),
+        learning_rate=run.optimizer.param_groups[0]["lr"],
         settings=plain_settings(run.config),
         fingerprint=run.fingerprint,
         description=dataclasses.asdict(run.description),
@@ -128,9 +130,7 @@ def read_run(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """
     last, previous = folder / LAST, folder / PREVIOUS
     if not last.exists() and not previous.exists():
-        raise FileNotFoundError(
-            f"{last} does not exist, so there is nothing to resume. Train without --load-model first."
-        )
+        raise FileNotFoundError(f"{last} does not exist: there is nothing to resume. Train without --load-model.")
     try:
         tensors, header = read_tensors(last)
     except (FileNotFoundError, ValueError) as error:
@@ -172,6 +172,7 @@ def restore_run(run: Run) -> None:
             moments[key] = torch.empty_like(parameter).copy_(moments[key])
         if moments:
             run.optimizer.state[parameter] = moments | {"step": moments["step"].to(run.device)}
+    run.optimizer.param_groups[0]["lr"] = header["learning_rate"]  # of the last step, if that ended the epoch
     run.loss_sum.copy_(tensors["loss_sum"])
     if header["scaler"] and run.scaler.is_enabled():  # a run may be resumed in another precision
         run.scaler.load_state_dict(header["scaler"])
@@ -203,11 +204,9 @@ def begin_run(run: Run, rank: int) -> None:
             print(f"the earlier run is now in {set_aside(place)}; delete it, or go on with it by --load-model there")
     if rank == 0:
         write_file(folder / "settings.json", json.dumps(plain_settings(run.config), indent=1).encode())
-
-
-def copy_to_mirror(run: Run) -> None:
-    if run.config.mirror_dir is not None:
-        copy_files(run.config.checkpoint_dir, run.config.mirror_dir, skip=PREVIOUS)
+        print(format_settings(run.config))
+        trained, precision = run.description.trained, str(run.precision).removeprefix("torch.")
+        print(f"{trained['parameters']:,} parameters, {trained['device']}, {precision}")
 
 
 def start_epoch(run: Run) -> None:
@@ -238,7 +237,7 @@ def finish_epoch(run: Run, val_loss: float, val_dice: float) -> None:
         save_weights(folder / BEST, run.average, run.description)
     start_epoch(run)
     save_run(run)
-    copy_to_mirror(run)
+    copy_files(folder, run.config.mirror_dir, skip=PREVIOUS)
     if row["epoch"] == 1:
         print("  ".join(f"{name:>8}" for name in row))
     print("  ".join(f"{value:>{max(8, len(name))}.5g}" for name, value in row.items()), flush=True)
@@ -314,7 +313,11 @@ def score_photos(
 
 
 def score_run(run: Run, cache: Cache, train_rows: Sequence[int], rows: Sequence[int]) -> dict:
-    """Choose the threshold of a run's best weights, score them as `predict.py` will use them, save and print it all."""
+    """Choose the threshold of a run's best weights, score them as `predict.py` will use them, save and print it all.
+
+    Returns:
+        What the command prints at its end, by name.
+    """
     folder, picture_dir = run.config.checkpoint_dir, run.config.prediction_dir
     if not (folder / BEST).exists():  # lost after the last epoch
         save_weights(folder / BEST, run.average, run.description)
@@ -329,31 +332,19 @@ def score_run(run: Run, cache: Cache, train_rows: Sequence[int], rows: Sequence[
     save_weights(folder / BEST, network, dataclasses.replace(description, threshold=threshold, trained=trained))
     write_file(folder / "score_card.json", json.dumps(card, indent=1).encode())
     write_table(folder / "scores.csv", scores)
-    copy_to_mirror(run)
+    copy_files(folder, run.config.mirror_dir, skip=PREVIOUS)
     print(format_score_card(card))
     save_picture(picture_dir / "curves.png", draw_curves(run.progress.history))
     worst = [rows[index] for index in sorted(range(len(rows)), key=lambda index: scores[index]["dice"])[:6]]
     save_picture(picture_dir / "worst.png", draw_predictions(segmenter, cache, worst))
     views = [row for row in rows if cache.pairs[row].car == cache.pairs[rows[0]].car]
     save_picture(picture_dir / "views.png", draw_views(segmenter, cache, views))
-    return card
-
-
-def print_start(run: Run) -> None:
-    """Print settings, network and machine."""
-    print(format_settings(run.config))
-    trained, precision = run.description.trained, str(run.precision).removeprefix("torch.")
-    print(f"{trained['parameters']:,} parameters, {trained['device']}, {precision}")
-
-
-def summarise_run(run: Run, card: dict, seconds: float) -> dict:
-    """Return the values that a training prints at its end."""
     return dict(
         **{key: card[key] for key in ("dice", "accuracy", "edge_dice", "threshold")},
         images_per_second=run.progress.history[-1]["images_per_second"],
         data_wait=run.progress.history[-1]["data_wait"],
-        seconds=seconds,
+        seconds=time.perf_counter() - run.started,
         peak_memory_mib=machine.peak_memory_mib(run.device),
         parameters=run.description.trained["parameters"],
-        checkpoint=run.config.checkpoint_dir / BEST,
+        checkpoint=folder / BEST,
     )

@@ -211,8 +211,7 @@ def prepare_data(config: Config, quiet: bool = False) -> tuple[data.Cache, list[
         test_pairs = data.require_pairs(config.test_image_dir, config.test_mask_dir, group)
         shared = sorted(cars & {pair.car for pair in test_pairs})
         if shared and not quiet:
-            names = ", ".join(shared[:5])
-            print(f"warning: {len(shared)} cars to test on are trained on, too: {names}. Expect less.", file=sys.stderr)
+            print(f"warning: {len(shared)} cars to test on are trained on, too, like {shared[0]}.", file=sys.stderr)
         is_validation = [False] * len(pairs) + [True] * len(test_pairs)
         pairs += test_pairs
     cache = data.build_cache(pairs, config.image_width, config.image_height, config.cache_dir, quiet, *values)
@@ -234,8 +233,7 @@ def start_run(config: Config, device: torch.device, n_batches: int = 1) -> Run:
     network = network.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network).requires_grad_(False).eval()
     # 0.99, not 0.999: gradients are small late in training, and one hard batch would throw the weights far off.
-    betas, decay = (0.9, 0.99), config.weight_decay
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, betas, weight_decay=decay, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
     model = machine.spread(network, device)
     if machine.choose_compile(config.compile, device, config.epochs * n_batches):
         model = torch.compile(model)
@@ -257,19 +255,17 @@ def start_run(config: Config, device: torch.device, n_batches: int = 1) -> Run:
 
 def train(config: Config) -> dict:
     """Train, validate and score a network; return the values that the command prints at the end."""
-    started = time.perf_counter()
     device = machine.choose_device(config.device)
     rank, world_size = machine.join_processes(device)
     machine.prepare(device, config.deterministic)
     with lock_folder(config.checkpoint_dir) if rank == 0 else contextlib.nullcontext():
         with machine.rank_0_first(rank):  # which builds the cache; the others open it
-            cache, train_rows, validation_rows = prepare_data(config, quiet=rank > 0)
+            cache, train_rows, val_rows = prepare_data(config, quiet=rank > 0)
         batches = data.EpochBatches(train_rows, config.batch_size, config.seed, True, rank, world_size)
         dataset = data.CarDataset(cache, config.seed, config.augment, config.background, config.scale_range)
         workers = machine.choose_workers(config.workers, device, world_size)
         loader = data.make_loader(dataset, batches, workers, pin_memory=device.type == "cuda")
-        validation_batches = data.EpochBatches(validation_rows, config.batch_size)
-        validation_loader = data.make_loader(data.CarDataset(cache), validation_batches, workers=0)
+        val_loader = data.make_loader(data.CarDataset(cache), data.EpochBatches(val_rows, config.batch_size), workers=0)
 
         run = start_run(config, device, len(batches))
         run.fingerprint = cache.fingerprint
@@ -280,22 +276,18 @@ def train(config: Config) -> dict:
         with machine.rank_0_first(rank):
             extra.begin_run(run, rank)
         if rank == 0:
-            print(f"{len(train_rows)} photos to train on, {len(validation_rows)} to validate on, {workers} workers")
-            extra.print_start(run)
+            print(f"{len(train_rows)} photos to train on, {len(val_rows)} to validate on, {workers} workers")
         with machine.explain_lack_of_memory("Lower batch_size, image_width and image_height, or base_width."):
             while run.progress.epoch < config.epochs:
                 train_epoch(run, loader, rank)
                 if rank == 0:
                     segmenter = Segmenter(run.average, config.device, description=run.description)
-                    save_examples(config.prediction_dir, run.progress.epoch + 1, segmenter, cache, validation_rows)
-                    extra.finish_epoch(run, *validate(run, validation_loader))
+                    save_examples(config.prediction_dir, run.progress.epoch + 1, segmenter, cache, val_rows)
+                    extra.finish_epoch(run, *validate(run, val_loader))
                 else:
                     extra.start_epoch(run)
         del loader  # its workers leave now; the garbage collector would wait five seconds for each
-        summary = {}
-        if rank == 0:
-            card = extra.score_run(run, cache, train_rows, validation_rows)
-            summary = extra.summarise_run(run, card, time.perf_counter() - started)
+        summary = extra.score_run(run, cache, train_rows, val_rows) if rank == 0 else {}
     machine.leave_processes()
     return summary
 

@@ -26,7 +26,7 @@ class DoubleConv(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Give each pixel of a photo the logit of belonging to a car.
+    """A network that returns for each pixel of a photo the logit of belonging to a car.
 
     Args:
         in_channels: Channels of the photo, 3 for RGB.
@@ -53,20 +53,17 @@ class UNet(nn.Module):
         self.settings = settings | dict(depth=depth, kernel_size=kernel_size)
         check_settings(**self.settings)
         widths = [base_width * 2**level for level in range(depth + 1)]
-
         # Colour statistics of the training photos, in [0, 1]: part of the network, so a file of weights is complete.
         self.register_buffer("colour_mean", torch.full((1, in_channels, 1, 1), 0.5))
         self.register_buffer("colour_std", torch.full((1, in_channels, 1, 1), 0.25))
-
-        self.contracting_path = nn.ModuleList(
-            DoubleConv(narrow, wide, kernel_size) for narrow, wide in zip([in_channels, *widths], widths[:-1])
-        )
+        steps_down, narrow_again = zip([in_channels, *widths], widths[:-1]), widths[-2::-1]
+        self.contracting_path = nn.ModuleList(DoubleConv(narrow, wide, kernel_size) for narrow, wide in steps_down)
         self.pool = nn.MaxPool2d(2)
         self.bottleneck = DoubleConv(widths[-2], widths[-1], kernel_size)
         self.up_convolutions = nn.ModuleList(
-            nn.ConvTranspose2d(2 * width, width, kernel_size=2, stride=2) for width in widths[-2::-1]
+            nn.ConvTranspose2d(2 * width, width, 2, stride=2) for width in narrow_again
         )
-        self.expanding_path = nn.ModuleList(DoubleConv(2 * width, width, kernel_size) for width in widths[-2::-1])
+        self.expanding_path = nn.ModuleList(DoubleConv(2 * width, width, kernel_size) for width in narrow_again)
         self.head = nn.Conv2d(base_width, out_channels, kernel_size=1)
         self.apply(init_he_normal)
 
@@ -89,7 +86,6 @@ class UNet(nn.Module):
         # Subtracting the mean may choose a plain layout; the convolutions keep the one that they are given.
         if image.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
-
         skips = []
         for double_conv in self.contracting_path:
             x = double_conv(x)
@@ -120,9 +116,8 @@ def check_settings(**settings: int) -> None:
     for name, value in settings.items():
         if type(value) is not int or not 1 <= value <= limits[name]:
             raise ValueError(f"{name} must be a whole number from 1 to {limits[name]}, got {value!r}.")
-    kernel = settings["kernel_size"]
-    if kernel % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, got {kernel}: others cannot be padded evenly. Use {kernel + 1}.")
+        if name == "kernel_size" and value % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {value}: others cannot be padded evenly. Use {value + 1}.")
 
 
 def check_image_size(height: int, width: int, divisor: int) -> None:

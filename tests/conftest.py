@@ -1,4 +1,4 @@
-"""What the tests share: a data set of a few drawn cars, the settings of a run of seconds, and a way to start scripts."""
+"""What tests share: a data set of a few drawn cars, the settings of a run of seconds, and a way to start scripts."""
 
 import os
 import runpy
@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from carvana.machine import process_context  # noqa: E402
 
-# The files that take longest, which start first: the suite then does not end with one process at work and the others idle.
+# The files that take longest start first: the suite then does not end with one process at work and the others idle.
 SLOWEST = (
     "test_resume",
     "test_benchmarks",
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:
-    """Draw coloured ellipses on noise, in Carvana's layout: train/<car>_<view>.jpg and train_masks/<car>_<view>_mask.gif."""
+    """Draw coloured ellipses on noise in Carvana's layout: train/<car>_<view>.jpg, train_masks/<car>_<view>_mask.gif."""
     rng = np.random.default_rng(0)
     (folder / "train").mkdir(parents=True)
     (folder / "train_masks").mkdir()
@@ -67,13 +67,13 @@ def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, 
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory) -> Path:
-    """A folder with train/ and train_masks/: 3 cars of 4 views, 96x64. Shared by all tests: copy it before changing it."""
+    """A folder with train/ and train_masks/: 3 cars of 4 views, 96x64. Shared by all tests: copy it to change it."""
     return draw_cars(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture
 def tiny_settings(tiny_set, tmp_path) -> dict:
-    """Settings, as keywords of train.Config, of a run that takes seconds on one core; it leaves its files in tmp_path."""
+    """Settings, as keywords of train.Config, of a run of seconds on one core; it leaves its files in tmp_path."""
     return dict(
         train_image_dir=tiny_set / "train",
         train_mask_dir=tiny_set / "train_masks",
@@ -110,7 +110,7 @@ def enter_script(name: str, args: list[str], folder: Path, environment: dict[str
 
 @pytest.fixture
 def run_script(tmp_path_factory):
-    """Run `python scripts/<name> *args` to its end in a process of its own, which has one thread and starts with the packages imported;
+    """Run `python scripts/<name> *args` to its end in a process of its own, with one thread and the packages imported;
     return the CompletedProcess, output as text."""
 
     def run(

@@ -1,4 +1,4 @@
-"""What can go wrong while training is noticed, said, and kept out of the checkpoints; and the same seed gives the same losses."""
+"""What can go wrong while training is noticed and kept out of checkpoints; the same seed gives the same losses."""
 
 import dataclasses
 import math
@@ -131,7 +131,7 @@ def first_losses(folder, count: int = 50, **changes) -> list[float]:
     torch.manual_seed(0)
     network = UNet(base_width=4)
     average = UNet(base_width=4)
-    # A large eps: otherwise the first steps of weights whose gradient is nearly zero follow the sign of rounding errors.
+    # A large eps: else the first steps of weights whose gradient is nearly zero follow the sign of rounding errors.
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, eps=1e-3, fused=True)
     losses: list[float] = []
     while len(losses) < count:
@@ -152,8 +152,9 @@ def test_the_same_seed_gives_the_same_first_50_losses_to_the_bit(tmp_path):
     assert one == other and len(one) == 50 and len(set(one)) == 50
 
 
-# Loss of some steps in float32 without augmentation, PyTorch 2.15 on x86-64: the middle of what AVX-512 with one and two threads, AVX2
-# and SSE4.1 give, which lie within 0.0006 of it. A change beyond 0.001 is a change of the network, the loss or the order, not of rounding.
+# Loss of some steps in float32 without augmentation, PyTorch 2.15 on x86-64: the middle of what AVX-512 with one and
+# two threads, AVX2 and SSE4.1 give, which lie within 0.0006 of it. A change beyond 0.001 is a change of the network,
+# the loss or the order, not of rounding.
 GOLDEN_LOSSES = {1: 1.2062, 2: 1.1994, 5: 1.1773, 10: 1.1508, 20: 1.0841, 30: 1.0429, 40: 0.9891, 50: 0.9359}
 
 

@@ -38,7 +38,7 @@ def read_last(folder: Path) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("precision, n_kills", [("float32", 22), ("fp16", 4)])
 def test_runs_killed_at_every_kind_of_moment_end_bitwise_identical(precision, n_kills):
-    """Kill trainings in steps, saves, renamings, validation and from outside; compare all files with an untouched run's."""
+    """Kill trainings in steps, saves, validation and from outside; compare all files with an untouched run's."""
     command = [sys.executable, str(PROJECT_DIR / "benchmarks" / "soak_resume.py"), "--kills", str(n_kills)]
     result = subprocess.run([*command, "--precision", precision], capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr + result.stdout
@@ -293,7 +293,8 @@ Image.init = init
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves_after_the_step(tiny_args, tmp_path, number):
-    # Two data workers: Ctrl-C and `timeout` signal the whole group, and the workers must not take the run down before it has saved.
+    # Two data workers: Ctrl-C and `timeout` signal the whole group, and the workers must not take the run down
+    # before it has saved.
     script = Script([*tiny_args, "--workers", "2"], before=SLOW_STEPS, start_new_session=True)
     script.wait_for("stepping")
     os.killpg(script.process.pid, number)

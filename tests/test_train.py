@@ -246,7 +246,7 @@ def test_the_weights_say_how_they_were_trained_and_not_where(finished):
 
 
 def test_the_card_scores_what_predict_writes(tmp_path, run_script):
-    """The score card's Dice equals that of predict.py's masks: odd sizes, JPEG decoded at a fraction, a mediocre network."""
+    """The card's Dice equals that of predict.py's masks: odd sizes, JPEG decoded at a fraction, a mediocre network."""
     folder, rng = draw_cars(tmp_path / "set", n_cars=2, n_views=1), np.random.default_rng(1)
     for number, (width, height) in enumerate([(97, 63), (301, 203), (640, 427), (181, 241)]):
         name = f"{3 + number % 2:012x}_{number + 1:02d}"
@@ -364,7 +364,7 @@ def test_the_command_line_prints_a_table_and_aligned_keys(tiny_args, run_script)
     "args, sentence",
     [
         (["--train-image-dir", "nowhere"], "nowhere is not a folder"),
-        (["--load-model"], "last.safetensors does not exist, so there is nothing to resume"),
+        (["--load-model"], "last.safetensors does not exist: there is nothing to resume"),
         (["--device", "cuda:7"], "device must be one that this machine has, got cuda:7"),
     ],
 )

@@ -69,8 +69,10 @@ def set_aside(folder: Path) -> Path:
     return place
 
 
-def copy_files(source: Path, target: Path, skip: str = "") -> None:
-    """Copy a folder's files, as far as they are newer, to another one, such as a mounted Drive; failing, warn and go on."""
+def copy_files(source: Path, target: Path | None, skip: str = "") -> None:
+    """Copy what is new in a folder to another one, if there is one; if that fails, as a mounted Drive may, warn."""
+    if target is None:
+        return
     try:
         for path in sorted(source.iterdir()):
             copy = target / path.name
