@@ -169,7 +169,7 @@ def test_errors_are_painted_red_for_false_car_and_blue_for_missed_car():
 def test_prediction_pictures_have_a_row_for_each_photo(cache, tmp_path):
     drawing.save_picture(tmp_path / "p.png", drawing.draw_predictions(KnowsTheTruth(cache), cache, [0, 5]))
     with Image.open(tmp_path / "p.png") as saved:
-        assert saved.width == 4 * (480 + drawing.MARGIN) + drawing.MARGIN and saved.height > 2 * 320
+        assert saved.width == 4 * (360 + drawing.MARGIN) + drawing.MARGIN and saved.height > 2 * 240
     assert drawing.draw_views(KnowsTheTruth(cache), cache, range(4)).width > 4 * 320
 
 

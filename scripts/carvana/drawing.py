@@ -88,7 +88,7 @@ def draw_predictions(segmenter: Segmenter, cache, rows: Sequence[int]) -> Image.
     """Draw photo, truth, prediction and errors of some photos of a cache (data.Cache), with name and Dice."""
     sheet = []
     for row in rows:
-        title, photo, mask, prediction = predict_pair(segmenter, cache, row, 480)
+        title, photo, mask, prediction = predict_pair(segmenter, cache, row, 360)
         size = photo.shape[1::-1]
         pictures = [photo, draw_mask(mask, *size), draw_mask(prediction, *size), draw_errors(photo, mask, prediction)]
         sheet.append((title, pictures))

@@ -82,6 +82,20 @@ def parse_settings(cls: type, args: list[str], description: str | None):
     return tyro.cli(cls, args=args, description=description, prog=f"python scripts/{Path(sys.argv[0]).name}")
 
 
+def to_arguments(changes: dict) -> list[str]:
+    """Write settings as the arguments of the command line.
+
+    Example:
+        >>> to_arguments({"epochs": 3, "augment": False, "load_model": True, "car_value": ("1", "2")})
+        ['--epochs', '3', '--no-augment', '--load-model', '--car-value', '1', '2']
+    """
+    words = []
+    for name, value in changes.items():
+        values = [] if isinstance(value, bool) else value if isinstance(value, tuple) else [value]
+        words += [f"--{'no-' if value is False else ''}{name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
 def plain_settings(settings) -> dict:
     """Return settings as plain values, as JSON will give them back."""
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
