@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:
-    """Draw coloured ellipses on noise in Carvana's layout: train/<car>_<view>.jpg, train_masks/<car>_<view>_mask.gif."""
+    """Draw ellipses on noise in Carvana's layout: train/<car>_<view>.jpg, train_masks/<car>_<view>_mask.gif."""
     rng = np.random.default_rng(0)
     (folder / "train").mkdir(parents=True)
     (folder / "train_masks").mkdir()

@@ -156,5 +156,6 @@ def compare(session, module: PhotoToProbability, segmenter: Segmenter) -> None:
     if difference >= MAX_DIFFERENCE or same < MIN_AGREEMENT:
         raise RuntimeError(
             f"the exported network must differ by less than {MAX_DIFFERENCE} from PyTorch's, "
-            f"got {difference:.1e} and {same:.4%} equal pixels. The file was not written: try the versions in requirements-export.txt."
+            f"got {difference:.1e} and {same:.4%} equal pixels. The file was not written: try the versions in "
+            "requirements-export.txt."
         )
