@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from carvana.segmenter import Segmenter, measure_uncertainty
+from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty
 from red_network import (
     GREEN,
     RED,
@@ -177,3 +177,16 @@ def test_uncertainty_is_high_only_where_the_network_is_undecided():
     assert measure_uncertainty(np.full((10, 10), 20, np.float32)) < 0.01
     assert measure_uncertainty(np.full((10, 10), -20, np.float32)) < 0.01
     assert measure_uncertainty(np.zeros((10, 10), np.float32)) == pytest.approx(100 / 50**0.5)
+
+
+@pytest.mark.parametrize("weights", ["carvana-unet", "street"])
+def test_shipped_weights_find_synthetic_cars_that_they_never_saw_and_do_not_warn(weights):
+    from carvana.studio.camera import shoot_car
+    from extra import dice
+
+    segmenter = Segmenter(DEFAULT_WEIGHTS if weights == "carvana-unet" else weights)
+    for number in (3, 4):
+        [shot] = shoot_car(seed=0, number=number, width=480, height=320, stray=1.0, views=[3])
+        logits = segmenter.logits(shot.photo)
+        assert dice(segmenter(shot.photo) > segmenter.threshold, shot.mask > 0) > 0.97
+        assert measure_uncertainty(logits) < segmenter.description.uncertainty_limit
