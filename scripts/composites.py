@@ -7,17 +7,18 @@ shadow below, as a camera or a web page would have left the photo. Put photos an
 """
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from carvana.files import PROJECT_DIR, run_command, write_file
-from carvana.pictures import load_image, load_mask
+from carvana.masks import load_mask
+from carvana.pictures import load_image
 from tqdm import tqdm
 
-from data import find_pairs
+from data import require_pairs
 
 UNKNOWN = 128  # of a mask: neither car nor background, see data.py
 
@@ -227,9 +228,7 @@ def make_composite(number: int, settings: Settings, pairs: list, scenes: list[Pa
 
 def main(settings: Settings) -> int:
     """Make the composites on all cores; those that are there already stay."""
-    pairs, _ = find_pairs(settings.image_dir, settings.mask_dir)
-    if not pairs:
-        raise ValueError(f"{settings.image_dir} must hold photos of cars with masks in {settings.mask_dir}, got none.")
+    pairs = require_pairs(settings.image_dir, settings.mask_dir)
     scenes = sorted(settings.scene_dir.glob("[!.]*.*")) if settings.scene_dir is not None else []
     if settings.scene_dir is not None and not scenes:
         raise ValueError(f"{settings.scene_dir} must hold photos of scenes, got none.")
@@ -238,7 +237,7 @@ def main(settings: Settings) -> int:
         for number in range(settings.count)
         if not (settings.output / "train_masks" / f"composite-{number:06d}.png").exists()
     ]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(make_composite, number, settings, pairs, scenes) for number in todo]
         for job in tqdm(jobs, "composites"):
             job.result()

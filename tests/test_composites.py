@@ -42,8 +42,8 @@ def test_the_command_writes_pairs_that_follow_from_the_seed(tiny_set, tmp_path, 
     for name in ("first", "second"):
         folders = dict(image_dir=tiny_set / "train", mask_dir=tiny_set / "train_masks", scene_dir=scenes)
         assert main(Settings(output=tmp_path / name, count=4, width=96, height=64, **folders)) == 0
-    pairs, left_over = find_pairs(tmp_path / "first/train", tmp_path / "first/train_masks")
-    assert len(pairs) == 4 and not left_over
+    pairs, *left_over = find_pairs(tmp_path / "first/train", tmp_path / "first/train_masks")
+    assert len(pairs) == 4 and left_over == [[], []]
     for path in (tmp_path / "first").rglob("composite-*"):
         assert path.read_bytes() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_bytes()
 

@@ -68,7 +68,7 @@ class OpenVinoRuntime:
         self.normalise = np.column_stack([np.diag(1 / std), -mean / std])
         self.requests = threading.local()  # a request holds the activations of one photo
         self.name = f"OpenVINO {openvino.__version__.partition('-')[0]}, {name_precision(precision)}"
-        # The binding initialises its NumPy side at the first call; two threads that both make it can wait for each other.
+        # The binding prepares its NumPy side at the first call: two threads that both make it can wait for each other.
         side = 2 ** len(network.contracting_path)
         self(np.zeros((side, side, 3), np.float32))
 
