@@ -154,7 +154,7 @@ class Look:
     main_car: bool
     threshold: float
 
-    def draw(self, photo: Photo, image: np.ndarray, own_background: np.ndarray | None) -> tuple[str, Image.Image]:
+    def draw(self, photo: Photo, image: np.ndarray, own_background: np.ndarray | None) -> tuple[str, np.ndarray]:
         """Make the result.
 
         Args:
@@ -163,7 +163,7 @@ class Look:
             own_background: RGB (h, w, 3), uint8, of any size.
 
         Returns:
-            Its kind, a key of `ENDINGS`, and the picture.
+            Its kind, a key of `ENDINGS`, and the picture, see `make_pictures`.
         """
         logits = keep_main_car(photo.logits, self.threshold) if self.main_car else photo.logits
         background = own_background if self.background == "Picture" else None
@@ -181,7 +181,7 @@ class Look:
         if not self.crop or VIEWS[self.view] != "cutout":
             return photo.preview
         whole = dataclasses.replace(self, crop=False, background="Transparent").draw(photo, photo.preview, None)[1]
-        return crop_picture(photo.preview, find_crop(np.asarray(whole)[..., 3], 0))
+        return crop_picture(photo.preview, find_crop(whole[..., 3], 0))
 
 
 def segment(path: Path, segmenter: Segmenter) -> Photo:
@@ -235,7 +235,7 @@ def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
     return f"""
     <div class="compare" style="--ratio: {before.shape[1] / before.shape[0]:.4f}">
       <img src="{to_url(before)}" alt="{name}, the photo">
-      <img class="after" src="{to_url(np.asarray(result))}" alt="{name}, {look.view.lower()}">
+      <img class="after" src="{to_url(result)}" alt="{name}, {look.view.lower()}">
       <input type="range" value="50" aria-label="Line between photo and result">
       <div class="line"></div>
     </div>

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import torch
 import tyro
-from carvana.cutout import ENDINGS, encode_picture, keep_main_car, make_pixels, read_background, read_crop, warn
+from carvana.cutout import ENDINGS, encode_picture, keep_main_car, make_pictures, read_background, read_crop, warn
 from carvana.files import PROJECT_DIR, run_command, write_file
 from carvana.listing import is_own_result, say_own_results, say_unread
 from carvana.machine import choose_device, keep_memory, n_cores
@@ -233,8 +233,8 @@ def predict_photo(
     if set(paths) != {"mask"} and image.shape[:2] != native_size:
         image = load_image(photo.path)
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
-    pictures = make_pixels(image, logits, threshold, paths, background, settings.shadow, read_crop(settings.crop))
-    del image, logits  # which `make_pixels` lets go of when it has used them
+    pictures = make_pictures(image, logits, threshold, paths, background, settings.shadow, read_crop(settings.crop))
+    del image, logits  # which `make_pictures` lets go of when it has used them
     for kind, pixels in pictures:
         write_file(paths[kind], encode_picture(pixels, paths[kind].suffix))
         del pixels

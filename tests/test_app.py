@@ -233,7 +233,7 @@ def test_photo_becomes_the_cut_out_that_the_command_makes(server, visit, tmp_pat
     assert saved.name == "my car_cutout.png"
     segmenter, photo = Segmenter(server.weights, "cpu"), load(path)
     [(_, picture)] = make_pictures(photo, upsample(segmenter.logits(photo), *photo.shape[:2]), 0.4, ["cutout"])
-    assert np.array_equal(load(saved), np.array(picture))
+    assert np.array_equal(load(saved), picture)
 
 
 def test_keyboard_alone_leads_from_the_sample_car_to_its_download(visit):

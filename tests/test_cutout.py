@@ -197,7 +197,7 @@ def test_cropped_cut_out_and_background_show_the_same_car_with_its_shadow():
     logits = np.where(alpha > 0, np.float32(9), np.float32(-9))
     white = np.full((1, 1, 3), 255, np.uint8)
     made = dict(make_pictures(photo, logits, 0.5, ("cutout", "background"), white, shadow=True, crop=4 / 3))
-    cut, before_white = np.array(made["cutout"]), np.array(made["background"])
+    cut, before_white = made["cutout"], made["background"]
     assert cut.shape[:2] == before_white.shape[:2] and cut.shape[1] / cut.shape[0] == pytest.approx(4 / 3, abs=0.01)
     assert np.array_equal(cut[cut[..., 3] == 255][:, :3], before_white[cut[..., 3] == 255])
     assert np.count_nonzero(cut[..., 3] == 255) == np.count_nonzero(alpha)
@@ -205,7 +205,7 @@ def test_cropped_cut_out_and_background_show_the_same_car_with_its_shadow():
 
 def test_webp_keeps_transparency_and_colours():
     _, car, alpha = draw_car()
-    content = encode_picture(Image.fromarray(np.dstack([car, alpha])), ".webp")
+    content = encode_picture(np.dstack([car, alpha]), ".webp")
     with Image.open(io.BytesIO(content)) as picture:
         assert (picture.format, picture.mode) == ("WEBP", "RGBA")
         pixels = np.array(picture)

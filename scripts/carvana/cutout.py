@@ -417,20 +417,6 @@ def make_pictures(
     background: np.ndarray | None = None,
     shadow: bool = False,
     crop: float | None = None,
-) -> Iterator[tuple[str, Image.Image]]:
-    """Make the pictures of a photo, see `make_pixels`, for Pillow."""
-    for kind, pixels in make_pixels(image, logits, threshold, kinds, background, shadow, crop):
-        yield kind, Image.fromarray(pixels)
-
-
-def make_pixels(
-    image: np.ndarray,
-    logits: np.ndarray,
-    threshold: float,
-    kinds: Iterable[str],
-    background: np.ndarray | None = None,
-    shadow: bool = False,
-    crop: float | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Make the pictures of a photo, in at most 16 bytes a pixel if the caller lets go of its arrays.
 
@@ -476,19 +462,19 @@ def draw_cutouts(image: np.ndarray, logits: np.ndarray, threshold: float, width:
     for colour, shadow, crop in zip(colours, (False, True, True), (None, None, image.shape[1] / image.shape[0])):
         background = np.array([[colour]], np.uint8)
         [(_, picture)] = make_pictures(image, logits, threshold, ["background"], background, shadow, crop)
-        sheet.append(np.asarray(picture))
+        sheet.append(picture)
     size = width, round(width * image.shape[0] / image.shape[1])
     cells = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in sheet]
     return Image.fromarray(np.vstack([np.hstack(cells[:2]), np.hstack(cells[2:])]))
 
 
-def encode_picture(picture: Image.Image | np.ndarray, suffix: str) -> bytes:
+def encode_picture(pixels: np.ndarray, suffix: str) -> bytes:
     """Encode a picture as .png, .webp or .jpg.
 
     Choosing PNG's filter anew for each row takes half of the time: a mask, long runs of one value, needs none, and a
     cut-out is well served by one. Higher levels of compression cost several times the time for a fifth of the bytes.
     """
-    buffer, pixels = io.BytesIO(), np.asarray(picture)
+    buffer = io.BytesIO()
     if suffix == ".webp":
         Image.fromarray(pixels).save(buffer, "WEBP", quality=90)
     elif suffix == ".jpg":
