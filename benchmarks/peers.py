@@ -107,7 +107,7 @@ def main(settings: Settings) -> None:
             started, cpu_started = time.perf_counter(), time.process_time()
             mask = predict(pair.image_path)
             if isinstance(mask, np.ndarray):
-                picture = Image.fromarray(mask.view(np.uint8) * np.uint8(255))
+                picture = mask.view(np.uint8) * np.uint8(255)
                 (settings.work_dir / f"{pair.name}_{name}.png").write_bytes(encode_picture(picture, ".png"))
             seconds[name].append(time.perf_counter() - started)
             cpu_seconds[name].append(time.process_time() - cpu_started)
