@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from carvana.studio.car import make_car
+from carvana.studio.car import Car
 from carvana.studio.light import PosedCar, TracedCar, look_up, rotate, unit
 from carvana.studio.room import FLOOR, TEXTURE_SCALE, TEXTURE_SIZE, Room, vary
 
@@ -136,7 +136,7 @@ def shoot_car(
     detail = float(np.clip(np.sqrt(width * height / 153_600), 0.4, 1.0))
     rng = np.random.default_rng([seed, number, 1])
     camera, room, sensor = Camera(rng, width, height, stray), Room(rng, stray), Sensor(rng, stray)
-    traced = TracedCar(make_car(np.random.default_rng([seed, number, 0]), detail), detail)
+    traced = TracedCar(Car(np.random.default_rng([seed, number, 0]), detail), detail)
     offset = np.random.default_rng([seed, number, 2]).normal(0, (0.12, 0.08, 0.02))
     background = EmptyRoom.render(room, camera)
     for view in views:

@@ -134,8 +134,8 @@ class Surface:
         """Tread, side walls, spokes and hub."""
         car, look, put = self.car, self.car.look, self.put
         axle = np.where(np.abs(self.x - car.axles[0]) < np.abs(self.x - car.axles[1]), *car.axles)
-        out = np.hypot(self.x - axle, self.z - car.wheel_radius)
-        turn = np.arctan2(self.z - car.wheel_radius, self.x - axle) + look["turn"]
+        out = np.hypot(self.x - axle, self.z - car.radius)
+        turn = np.arctan2(self.z - car.radius, self.x - axle) + look["turn"]
         tyre, face = self.part == TYRE, self.part == RIM
         groove = (np.abs(self.normal[:, 1]) < 0.5) & (np.sin(self.y * 160) > 0.4)
         put(tyre, np.where(groove, 0.010, 0.030 + 0.010 * np.sin(out * 90))[tyre, None], 0.015)

@@ -2,14 +2,16 @@
 
 import numpy as np
 
+LID = np.cos(np.linspace(0, np.pi / 2, 11))[1:]  # rings that close a loft on the middle line, as fractions of its width
 
-def smooth_curve(points, blur):
-    """Return a function through (x, y) points whose corners are rounded over about `blur` metres."""
-    x, y = np.array(sorted(points)).T
-    grid = np.linspace(x[0] - 0.6, x[-1] + 0.6, 600)
+
+def smooth_curve(x, y, blur):
+    """Return a function through points (n,), whose x fall, and whose corners are rounded over about `blur` metres."""
+    grid = np.linspace(x[-1] - 0.6, x[0] + 0.6, 600)
     step = grid[1] - grid[0]
     kernel = np.exp(-0.5 * (np.arange(-60, 61) * step / blur) ** 2)
-    table = np.convolve(np.pad(np.interp(grid, x, y), 60, mode="edge"), kernel / kernel.sum(), mode="valid")
+    line = np.interp(grid, x[::-1], y[::-1])
+    table = np.convolve(np.pad(line, 60, mode="edge"), kernel / kernel.sum(), mode="valid")
     return lambda at: np.interp(at, grid, table)
 
 
@@ -33,6 +35,14 @@ def outline(aspect, front, rear, count):
     return points, (fraction[1000], fraction[3000])
 
 
+def close_top(ring, shape, bulge, sharp):
+    """Return rings (10, n, 3) that close a loft above its last (n, 3), rising by `bulge` towards the middle line."""
+    ends = np.clip((1 - np.abs(shape[:, 0])) * sharp, 0, 1)
+    rise = bulge * (1 - LID[:, None] ** 2) * ends
+    x, y, z = ring.T
+    return np.stack([np.broadcast_to(x, rise.shape), y * LID[:, None], z + rise], -1)
+
+
 def join_rings(k, n):
     """Return the triangles (2 (k - 1) n, 3) between `k` closed rings of `n` vertices, numbered ring by ring."""
     corner = np.arange(k * n).reshape(k, n)
@@ -54,7 +64,7 @@ def loft(rings, heights):
     k, n, _ = rings.shape
     half = n // 2 + 1
     fraction = np.abs((np.arange(n) + half - 1) % n - (half - 1)) / (half - 1)
-    coords = np.stack(np.broadcast_arrays(np.asarray(heights)[:, None], fraction[None]), -1).reshape(-1, 2)
+    coords = np.stack([np.repeat(heights, n), np.tile(fraction, k)], 1)
     return rings.reshape(-1, 3), join_rings(k, n), coords
 
 
@@ -69,9 +79,9 @@ def blob(centre, radii, hard=0.35, n=12):
 
 
 def lathe(profile, centre, side, n):
-    """Return vertices and faces of a profile of (radius, distance outwards) about an axle; `side` is +1 or -1."""
+    """Return vertices and faces of a profile (k, 2), radius and distance outwards, about an axle; `side` is 1 or -1."""
     angle = np.arange(n) * 2 * np.pi / n
-    radius, out = np.asarray(profile, float)[:, :, None].transpose(1, 0, 2)
+    radius, out = profile[:, :1], profile[:, 1:]
     points = np.stack([radius * np.cos(angle), np.repeat(out * side, n, 1), radius * np.sin(angle)], -1)
     faces = join_rings(len(profile), n)
     return points.reshape(-1, 3) + centre, faces if side > 0 else faces[:, ::-1]
