@@ -7,7 +7,7 @@ from carvana.metrics import bootstrap_interval
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from train import Config, learning_rate_at
 
-from experiments import GRID, LOOKS, Run, new_figure
+from experiments import GRID, Run, new_figure
 
 FEATURES, UP, SKIP = "#56B4E9", "#E69F00", "#FFFFFF"  # sky blue, orange, white
 ARROWS = {  # colour, dash, meaning
@@ -91,7 +91,8 @@ def draw_views(path: Path, run: Run) -> None:
     """Plot the mean Dice of each view over the validation cars, with its interval."""
     with new_figure(path, 7.2, 2.2) as axes:
         for view, dice in group_dice(run, "view").items():
-            axes.plot([view, view], bootstrap_interval(dice, list(map(str, range(len(dice))))), "#0072B2", linewidth=2)
+            ends = bootstrap_interval(dice, list(map(str, range(len(dice)))))
+            axes.plot([view, view], ends, "-", color="#0072B2", linewidth=2)
             axes.plot(view, np.mean(dice), "o", color="#0072B2")
         axes.xaxis.get_major_locator().set_params(nbins=17, integer=True)
         axes.set(xlabel="view, 22.5 degrees from one to the next", ylabel="Dice")
@@ -101,7 +102,7 @@ def draw_cars(path: Path, run: Run) -> None:
     """Plot the mean Dice of each validation car, from worst to best, with its worst and best view."""
     with new_figure(path, 7.2, 2.2) as axes:
         for place, dice in enumerate(sorted(group_dice(run, "car").values(), key=np.mean), start=1):
-            axes.plot([place, place], [min(dice), max(dice)], "#56B4E9", linewidth=2)
+            axes.plot([place, place], [min(dice), max(dice)], "-", color="#56B4E9", linewidth=2)
             axes.plot(place, np.mean(dice), "o", color="#0072B2")
         axes.set(xlabel="validation cars, from worst to best", ylabel="Dice")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -112,9 +113,9 @@ def draw_schedule(path: Path, epochs: int, n_photos: int) -> None:
     peaks = dict.fromkeys(run["learning_rate"] for run in GRID.values() if "learning_rate" in run)
     n_steps = -(-n_photos // GRID["baseline"]["batch_size"])  # of an epoch
     with new_figure(path, 7.2, 2.0) as axes:
-        for (colour, _, dash), peak in zip(LOOKS, peaks):
+        for peak in peaks:
             config = Config(learning_rate=peak)
             rates = [learning_rate_at(step, epochs * n_steps, config) for step in range(epochs * n_steps)]
-            axes.plot(np.arange(len(rates)) / n_steps, rates, dash, color=colour, label=f"{peak:g}")
+            axes.plot(np.arange(len(rates)) / n_steps, rates, marker="", label=f"{peak:g}")
         axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(1e-6, None))
         axes.legend(title="peak", fontsize=7, title_fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
