@@ -7,32 +7,31 @@ not touch the other, and take turns, so that a noisy machine slows both.
     python benchmarks/common.py benchmarks/results.csv       print the latest rows as Markdown tables
 """
 
+import contextlib
 import csv
 import datetime
 import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import statistics
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
-from PIL import Image, ImageDraw
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT_DIR / "scripts"))
+sys.path[:0] = [str(PROJECT_DIR / folder) for folder in ("scripts", "tests")]
 
-from carvana.files import run_command  # noqa: E402
-from carvana.machine import process_context  # noqa: E402
+from carvana.files import run_command
+from carvana.machine import process_context
+from tiny import draw_cars
 
-from data import Pair, require_pairs  # noqa: E402
+from data import Pair, require_pairs
 
 COLUMNS = "date commit question setting baseline ours unit ratio ratio_low ratio_high pairs".split()
 COLUMNS += "hardware python torch versions command load".split()
@@ -63,44 +62,35 @@ def run(main: Callable[[Settings], None], settings: type[Settings] = Settings) -
 
 # ---------------------------------------------------------------------------------------------------- the two ways
 
+steps: Iterator[float]  # of a measuring process: the way that it goes
 
-class Way:
-    """A generator function in a process of its own."""
+
+def prepare(way: Callable[..., Iterator[float]], arguments: tuple) -> None:
+    global steps
+    steps = way(*arguments)
+    next(steps)
+
+
+def measure_once() -> float:
+    return next(steps)
+
+
+class Way(ProcessPoolExecutor):
+    """A generator function in a process of its own, which sleeps between the measurements."""
 
     def __init__(self, way: Callable[..., Iterator[float]], *arguments):
-        context = process_context(["torch"])
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, way, arguments), daemon=False)
-        self.process.start()
-        theirs.close()
-        self.measure()  # wait for the preparation
+        super().__init__(1, process_context(["torch"]))
+        self.submit(prepare, way, arguments).result()
 
     def measure(self) -> float:
-        """Let it take one step; the process sleeps in between."""
-        self.pipe.send("measure")
-        try:
-            failed, value = self.pipe.recv()
-        except EOFError:
-            raise RuntimeError(f"a measuring process ended with exit code {self.process.exitcode}.") from None
-        if failed:
-            raise RuntimeError(f"a measuring process failed:\n{value}")
-        return value
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
+        """Let it take one step; an error is raised here."""
+        return self.submit(measure_once).result()
 
 
-def serve(pipe, way: Callable, arguments: tuple) -> None:
-    try:
-        steps = way(*arguments)
-        while True:
-            pipe.recv()
-            pipe.send((False, next(steps)))
-    except EOFError:
-        pass
-    except Exception:
-        pipe.send((True, traceback.format_exc()))
+def measure(n: int, way: Callable, *arguments) -> list[float]:
+    """Measure a way `n` times in a process of its own, which leaves no memory taken."""
+    with Way(way, *arguments) as process:
+        return [process.measure() for _ in range(n)]
 
 
 def measure_pairs(
@@ -120,20 +110,17 @@ def measure_pairs(
         (baseline, ours) of each pair.
     """
     wanted = {"baseline": baseline, "ours": ours} if baseline else {"ours": ours}
-    ways, pairs = {}, []
-    try:
-        for number in range(n_pairs):
-            ways = ways or {name: Way(way, *arguments) for name, way in wanted.items()}
-            order = list(wanted) if number % 2 == 0 else list(wanted)[::-1]
-            values = {name: ways[name].measure() for name in order}
-            pairs.append((values.get("baseline"), values["ours"]))
-            print(f"  pair {number + 1}: " + ", ".join(f"{name} {values[name]:.4g}" for name in wanted), flush=True)
-            while anew and ways:
-                ways.popitem()[1].close()
-        return pairs
-    finally:
-        for way in ways.values():
-            way.close()
+    pairs = []
+    while len(pairs) < n_pairs:
+        with contextlib.ExitStack() as processes:
+            ways = {name: processes.enter_context(Way(way, *arguments)) for name, way in wanted.items()}
+            for _ in range(1 if anew else n_pairs):
+                order = list(wanted) if len(pairs) % 2 == 0 else list(wanted)[::-1]
+                values = {name: ways[name].measure() for name in order}
+                pairs.append((values.get("baseline"), values["ours"]))
+                numbers = ", ".join(f"{name} {values[name]:.4g}" for name in wanted)
+                print(f"  pair {len(pairs)}: {numbers}", flush=True)
+    return pairs
 
 
 # ------------------------------------------------------------------------------------------------------------ rows
@@ -158,6 +145,8 @@ def report(
         less_is_better: The numbers are seconds or bytes: the ratio is baseline to ours, not ours to baseline.
     """
     number = lambda value: f"{value:.4g}"
+    versions = {found.metadata["Name"].lower(): found.version for found in importlib.metadata.distributions()}
+    command = " ".join(["python", os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:]])
     row = dict(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
         commit=describe_commit(),
@@ -168,29 +157,20 @@ def report(
         pairs=len(pairs),
         hardware=describe_hardware(),
         python=platform.python_version(),
-        torch=version_of("torch"),
-        versions=" ".join(f"{name} {version}" for name in PACKAGES if (version := version_of(name))),
+        torch=versions["torch"],
+        versions=" ".join(f"{name} {versions[name]}" for name in PACKAGES if name in versions),
         load=f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "",  # above the cores: others were at work
-        command=re.sub(
-            r" --(work-dir|results)[ =]\S+",
-            "",
-            " ".join(["python", os.path.relpath(sys.argv[0], PROJECT_DIR), *sys.argv[1:]]),
-        ),
+        command=re.sub(r" --(work-dir|results)[ =]\S+", "", command),
     )
-    line = f"{question}, {setting}: "
     if pairs[0][0] is None:
-        line += f"{row['ours']} {unit} (median of {len(pairs)})"
+        print(f"{question}, {setting}: {row['ours']} {unit} (median of {len(pairs)})", flush=True)
     else:
         ratios = [baseline / ours if less_is_better else ours / baseline for baseline, ours in pairs]
-        row |= dict(
-            baseline=number(statistics.median(baseline for baseline, _ in pairs)),
-            ratio=number(statistics.median(ratios)),
-            ratio_low=number(min(ratios)),
-            ratio_high=number(max(ratios)),
-        )
-        spread = f"{row['ratio_low']} to {row['ratio_high']}, {len(pairs)} pairs"
-        line += f"baseline {row['baseline']}, ours {row['ours']} {unit}: {row['ratio']} times ({spread})"
-    print(line, flush=True)
+        low, ratio, high = (number(each(ratios)) for each in (min, statistics.median, max))
+        row |= dict(baseline=number(statistics.median(baseline for baseline, _ in pairs)))
+        row |= dict(ratio=ratio, ratio_low=low, ratio_high=high)
+        ways = f"baseline {row['baseline']}, ours {row['ours']} {unit}"
+        print(f"{question}, {setting}: {ways}: {ratio} times ({low} to {high}, {len(pairs)} pairs)", flush=True)
     if results is not None:
         is_new = not results.exists()
         with open(results, "a", newline="") as file:
@@ -208,44 +188,36 @@ def print_table(results: Path) -> None:
         print(f"\n{hardware}:\n\n| question | setting | baseline | ours | unit | ratio | load | commit |")
         print("|---|---|--:|--:|---|--:|--:|---|")
         for row in (row for (machine, *_), row in latest.items() if machine == hardware):
-            ratio = f"{row['ratio']} ({row['ratio_low']} to {row['ratio_high']}, {row['pairs']} pairs)"
-            cells = [row["question"], row["setting"], row["baseline"] or "-", row["ours"], row["unit"]]
-            print("| " + " | ".join([*cells, ratio if row["ratio"] else "-", row["load"], row["commit"]]) + " |")
+            row["baseline"] = row["baseline"] or "-"
+            spread = f" ({row['ratio_low']} to {row['ratio_high']}, {row['pairs']} pairs)"
+            row["ratio"] = row["ratio"] + spread if row["ratio"] else "-"
+            cells = [row[key] for key in "question setting baseline ours unit ratio load commit".split()]
+            print(f"| {' | '.join(cells)} |")
 
 
 def describe_commit() -> str:
     """Name the commit, with a + where files that are measured differ from it."""
-    git = lambda *arguments: subprocess.run(
-        ["git", "-C", PROJECT_DIR, *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    git = lambda *arguments: subprocess.check_output(["git", "-C", PROJECT_DIR, *arguments], text=True).strip()
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", "scripts") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def describe_hardware() -> str:
     """Name the processor, its cores, which of the instructions that matter it has, and the GPU."""
-    name, flags = platform.processor() or platform.machine(), ""
-    if os.path.exists("/proc/cpuinfo"):
-        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-        lines = {key.strip(): value.strip() for key, value in lines.items()}
-        name, flags = lines.get("model name", name), lines.get("flags", "")
-        if "cpu family" in lines:
-            name += f" family {lines['cpu family']} model {lines.get('model', '?')}"
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    facts = {key: value for key, value in re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE)}
+    name = facts.get("model name", platform.processor() or platform.machine())
+    if "cpu family" in facts:
+        name += f" family {facts['cpu family']} model {facts['model']}"
     known = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512"}
-    widest = next((text for flag, text in known.items() if flag in flags), "no AVX512")
-    text = f"{name}, {os.cpu_count()} cores, {widest}"
+    widest = next((name for flag, name in known.items() if flag in facts.get("flags", "")), "no AVX512")
+    gpu = ""
     if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_available():
-        text = f"{torch.cuda.get_device_name()}, {text}"
-    return text
+        gpu = f"{torch.cuda.get_device_name()}, "
+    return f"{gpu}{name}, {os.cpu_count()} cores, {widest}"
 
 
 # ---------------------------------------------------------------------------------------------------------- photos
@@ -264,42 +236,10 @@ def studio_photos(settings: Settings, cars: int = 3) -> list[Pair]:
 
 
 def drawn_photos(work_dir: Path, n: int, width: int, height: int) -> list[Pair]:
-    """Draw ellipses on coarse noise, in Carvana's layout, four a car: photos where the studio's ray tracer is
-    missing."""
+    """Draw ellipses on coarse noise, once, four views a car: photos where the studio's ray tracer is missing."""
     folder = work_dir / f"drawn_{width}x{height}_{n}"
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "train").mkdir(parents=True)
-        (partial / "train_masks").mkdir()
-        rng = np.random.default_rng(0)
-        for number in range(n):
-            name = f"{number // 4 + 1:012x}_{number % 4 + 1:02d}"
-            noise = Image.fromarray(rng.integers(80, 140, (height // 8, width // 8, 3), np.uint8))
-            photo = noise.resize((width, height), Image.BICUBIC)
-            mask = Image.new("P", (width, height))
-            mask.putpalette([0, 0, 0, 255, 255, 255])
-            left, top = rng.integers(width // 6, width // 3), rng.integers(height // 4, height // 3)
-            ellipse = (left, top, width - left + number % 4, height - top)
-            ImageDraw.Draw(photo).ellipse(ellipse, tuple(rng.integers(150, 255, 3).tolist()))
-            ImageDraw.Draw(mask).ellipse(ellipse, 1)
-            photo.save(partial / "train" / f"{name}.jpg", quality=90)
-            mask.save(partial / "train_masks" / f"{name}_mask.gif")
-        partial.rename(folder)
-    return require_pairs(folder / "train", folder / "train_masks")
-
-
-def repeat_photos(pairs: list[Pair], times: int, folder: Path) -> list[Pair]:
-    """Hard-link each photo and mask under `times` names, of other cars each time, into train/ and train_masks/ of
-    `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "train").mkdir(parents=True)
-    (folder / "train_masks").mkdir()
-    for pair in pairs:
-        for time in range(times):
-            name = f"{time:04x}{pair.name[4:]}"
-            os.link(pair.image_path, folder / "train" / f"{name}{pair.image_path.suffix}")
-            os.link(pair.mask_path, folder / "train_masks" / f"{name}_mask.gif")
+    if len(list(folder.glob("train_masks/*.gif"))) != n:
+        draw_cars(folder, n // 4, 4, width, height, grain=8)
     return require_pairs(folder / "train", folder / "train_masks")
 
 

@@ -1,33 +1,37 @@
-"""All numbers of a GPU with one command: no network, under 9 minutes, nothing but what requirements.txt installs.
+"""All numbers of a GPU with one command: no network, about 7 minutes, nothing but what requirements.txt installs.
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --device cpu --quick       the same parts, tiny, to try the script without a GPU
+    python benchmarks/gpu.py --device cpu --quick       the first four parts, tiny, to try the script without a GPU
 
-1. Training steps at 480x320, base width 64 and 16: images/s, fraction of the peak that a bf16 matrix product reaches
-   here, and peak memory, in bf16, fp16 and float32, compiled or not. Baseline: fp16, plain layout, read back each step.
+In this order, since the time that a GPU is lent for may run out:
+
+1. train.py killed (kill -9) and resumed, with --deterministic, in bf16 and in fp16 with its loss scaler: weights,
+   average and moments must be bitwise identical to those of a run that nobody interrupted.
 2. train.py for 2 epochs from files: images/s and the fraction of the time spent waiting for data.
-3. The same training killed (kill -9) and resumed, with --deterministic, in bf16 and in fp16 with its loss scaler:
-   the weights must be bitwise identical to those of a run that nobody interrupted.
+3. Training steps at 480x320, base width 64 and 16: images/s, fraction of the peak that a bf16 matrix product reaches
+   here, and peak memory, in bf16, fp16 and float32, compiled or not. Baseline: fp16, plain layout, read back each step.
 4. predict.py: photos/s from 1918x1280 files to mask files.
-5. Two processes over NCCL, where there are two GPUs.
+5. train.py in two processes over NCCL, where there are two GPUs.
 
 Rows go to benchmarks/results.csv. A part that fails is named, and the others go on; exits with 1 if any failed.
 """
 
 import csv
+import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import common
 import torch
+from carvana.machine import process_context
+from carvana.settings import to_arguments
+from carvana.weights import read_tensors
 from prediction import choose_weights, our_prediction
-from safetensors.torch import load_file
 from train_step import baseline_steps, our_steps
 
 from memory import our_training
@@ -41,6 +45,72 @@ class Settings(common.Settings):
     """What to measure."""
 
     device: str = "cuda"  # or cpu, to try the script out
+
+
+def describe_run(settings: Settings, name: str, **changes) -> dict:
+    """Settings of train.py for 2 epochs on drawn photos."""
+    width, height, n = (48, 32, 8) if settings.quick else (480, 320, 640)
+    photos = common.drawn_photos(settings.work_dir, n, 2 * width, 2 * height)[0].image_path.parents[1]
+    folder = settings.work_dir / "gpu" / name
+    return (
+        dict(
+            device=settings.device,
+            epochs=2,
+            base_width=4 if settings.quick else 64,
+            batch_size=2 if settings.quick else 32,
+            image_width=width,
+            image_height=height,
+            train_image_dir=photos / "train",
+            train_mask_dir=photos / "train_masks",
+            validation_share=0.5 if settings.quick else 0.1,
+            checkpoint_dir=folder,
+            prediction_dir=folder,
+            cache_dir=settings.work_dir / "gpu/cache",
+        )
+        | changes
+    )
+
+
+def become_training(changes: dict, log: Path) -> None:
+    import train
+
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    train.train(train.Config(**changes))
+
+
+def train(settings: Settings, name: str, kill: bool = False, **changes) -> Path:
+    """Train in a new process, which is killed as soon as it has saved a checkpoint if asked for; return its folder."""
+    run, log = describe_run(settings, name, **changes), settings.work_dir / "gpu" / f"{name}.log"
+    process = process_context().Process(target=become_training, args=(run, log))
+    process.start()
+    while kill and process.is_alive() and not (run["checkpoint_dir"] / "last.safetensors").exists():
+        process.join(0.01)
+    if kill:
+        process.kill()
+    process.join()
+    if process.exitcode and not kill:
+        raise RuntimeError(f"the training {name} failed: {log.read_text().strip().splitlines()[-1]}")
+    return run["checkpoint_dir"]
+
+
+def compare_resumed(settings: Settings) -> None:
+    for precision in ("fp16",) if settings.quick else ("bf16", "fp16"):
+        options = dict(deterministic=True, precision=precision, checkpoint_minutes=0)
+        whole = train(settings, f"whole-{precision}", **options)
+        killed = train(settings, f"killed-{precision}", kill=True, **options)
+        train(settings, f"killed-{precision}", load_model=True, **options)
+        one, other = (read_tensors(folder / "last.safetensors")[0] for folder in (whole, killed))
+        different = [name for name in one if not torch.equal(one[name], other[name])]
+        print(f"killed and resumed, {precision}: {len(different)} of {len(one)} tensors differ")
+        if different:
+            raise RuntimeError(f"a run resumed in {precision} must be bitwise identical, got {different[0]}.")
+
+
+def measure_epochs(settings: Settings) -> None:
+    with open(train(settings, "epochs") / "history.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    print(f"epoch from files: {float(last['images_per_second']):.0f} images/s, waiting {float(last['data_wait']):.1%}")
 
 
 def matrix_product(device: str, n: int) -> Iterator[float]:
@@ -58,102 +128,44 @@ def matrix_product(device: str, n: int) -> Iterator[float]:
         yield 10 * 2 * n**3 / (time.perf_counter() - started)
 
 
-def measure(n: int, way: Callable, *arguments) -> list:
-    """Measure a way `n` times in a process of its own, which leaves no memory taken."""
-    process = common.Way(way, *arguments)
-    try:
-        return [process.measure() for _ in range(n)]
-    finally:
-        process.close()
-
-
 def measure_steps(settings: Settings) -> None:
-    peak = max(measure(3, matrix_product, settings.device, 256 if settings.quick else 8192))
+    peak = max(common.measure(3, matrix_product, settings.device, 256 if settings.quick else 8192))
     print(f"peak: {peak / 1e12:.1f} TFLOP/s of a bf16 matrix product")
     width, height = (48, 32) if settings.quick else (480, 320)
     variants = [dict(precision=precision) for precision in ("bf16", "fp16", "float32")]
-    variants += [dict(precision="bf16", compile="on")] if settings.device == "cuda" else []
+    variants = variants[:1] if settings.quick else [*variants, dict(precision="bf16", compile="on")]
     for base_width, batch_size in [(4, 2)] if settings.quick else [(64, 32), (16, 64)]:
         size = (base_width, batch_size, width, height)
         setting = (*size, 2 if settings.quick else 20, settings.device)
-        theirs = measure(settings.pairs, baseline_steps, *setting)
+        theirs = common.measure(settings.pairs, baseline_steps, *setting)
         for options in variants:
-            ours = measure(settings.pairs, our_steps, *setting, options)
+            ours = common.measure(settings.pairs, our_steps, *setting, options)
             kind = f"{options['precision']}, {'compiled' if 'compile' in options else 'eager'}"
             name = f"{width}x{height}, base width {base_width}, batch {batch_size}, {settings.device}, {kind}"
             common.report(settings.results, "training step", name, "images/s", list(zip(theirs, ours)))
             flops = FLOPS_PER_PIXEL.get(base_width, 0.0) * width * height * max(ours)
-            memory = measure(1, our_training, *size, settings.device, options)[0]
+            memory = common.measure(1, our_training, *size, settings.device, options)[0]
             print(f"  {flops / 1e12:.1f} TFLOP/s, {flops / peak:.1%} of the peak; {memory:.0f} MiB", flush=True)
 
 
-def train(settings: Settings, name: str, *options: str, processes: int = 1, kill: bool = False) -> Path:
-    """Run train.py for 2 epochs on drawn photos, killed as soon as it has saved a checkpoint if asked for; return its
-    folder."""
-    width, height, n = (48, 32, 16) if settings.quick else (480, 320, 640)
-    photos = common.drawn_photos(settings.work_dir, n, 2 * width, 2 * height)[0].image_path.parents[1]
-    folder = settings.work_dir / "gpu" / name
-    script = [str(common.PROJECT_DIR / "scripts/train.py")]
-    command = [sys.executable] + (
-        ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"] if processes > 1 else []
-    )
-    command += script + ["--device", settings.device, "--epochs", "2", "--base-width", "4" if settings.quick else "64"]
-    command += [
-        "--image-width",
-        str(width),
-        "--image-height",
-        str(height),
-        "--batch-size",
-        "4" if settings.quick else "32",
-    ]
-    command += ["--train-image-dir", str(photos / "train"), "--train-mask-dir", str(photos / "train_masks")]
-    command += ["--checkpoint-dir", str(folder), "--prediction-dir", str(folder), *options]
-    command += ["--cache-dir", str(settings.work_dir / "gpu/cache")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while kill and process.poll() is None and not (folder / "last.safetensors").exists():
-        time.sleep(0.01)
-    if kill:
-        process.send_signal(signal.SIGKILL)
-    errors = process.communicate()[1]
-    if process.returncode and not kill:
-        raise RuntimeError(f"train.py {name} failed: {errors.strip().splitlines()[-1]}")
-    return folder
-
-
-def measure_epochs(settings: Settings) -> None:
-    folder = train(settings, "epochs")
-    with open(folder / "history.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
-    print(f"epoch from files: {float(last['images_per_second']):.0f} images/s, waiting {float(last['data_wait']):.1%}")
-
-
-def compare_resumed(settings: Settings) -> None:
-    for precision in ("fp16",) if settings.quick else ("bf16", "fp16"):
-        options = ("--deterministic", "--precision", precision, "--checkpoint-minutes", "0")
-        whole = train(settings, f"whole-{precision}", *options)
-        killed = train(settings, f"killed-{precision}", *options, kill=True)
-        train(settings, f"killed-{precision}", *options, "--load-model")
-        one, other = (load_file(folder / "best.safetensors") for folder in (whole, killed))
-        different = [name for name in one if not torch.equal(one[name], other[name])]
-        print(f"killed and resumed, {precision}: {len(different)} of {len(one)} tensors differ")
-        if different:
-            raise RuntimeError(f"a run resumed in {precision} must be bitwise identical, got {different[0]}.")
-
-
 def measure_prediction(settings: Settings) -> None:
-    size = (96, 64) if settings.quick else (1918, 1280)
-    few = common.drawn_photos(settings.work_dir, 16, *size)
-    photos = [pair.image_path for pair in common.repeat_photos(few, 4, settings.work_dir / "gpu/photos")]
-    speeds = measure(settings.pairs, our_prediction, photos, choose_weights(settings), ("mask",), settings.work_dir)
-    setting = f"{len(photos)} drawn photos of {size[0]}x{size[1]}, {settings.device}"
-    common.report(settings.results, "prediction: masks", setting, "photos/s", [(None, speed) for speed in speeds])
+    n, width, height = (8, 96, 64) if settings.quick else (64, 1918, 1280)
+    photos = [pair.image_path for pair in common.drawn_photos(settings.work_dir, n, width, height)]
+    ways = (photos, choose_weights(settings), ("mask",), settings.work_dir)
+    speeds = common.measure_pairs(None, our_prediction, ways, settings.pairs)
+    setting = f"{n} drawn photos of {width}x{height}, {settings.device}"
+    common.report(settings.results, "prediction: masks", setting, "photos/s", speeds)
 
 
 def train_on_two(settings: Settings) -> None:
-    if settings.device == "cuda" and torch.cuda.device_count() < 2:
-        print("two processes: not measured, there is one GPU")
+    if torch.cuda.device_count() < 2:
+        print("two processes: not measured, there are no two GPUs")
         return
-    train(settings, "two", processes=2)
+    script = [str(common.PROJECT_DIR / "scripts/train.py"), *to_arguments(describe_run(settings, "two"))]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    done = subprocess.run([*launcher, *script], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"a training in two processes failed: {done.stderr.strip().splitlines()[-1]}")
     print("two processes: a training ended well")
 
 
@@ -163,13 +175,14 @@ def main(settings: Settings) -> int:
         print("not measured: no CUDA device")
         return 0
     shutil.rmtree(settings.work_dir / "gpu", ignore_errors=True)
-    for part in (measure_steps, measure_epochs, compare_resumed, measure_prediction, train_on_two):
+    (settings.work_dir / "gpu").mkdir()
+    for part in (compare_resumed, measure_epochs, measure_steps, measure_prediction, train_on_two):
         if time.perf_counter() - started > TIME_LIMIT:
             print(f"{part.__name__}: not measured, since {TIME_LIMIT} s have passed")
             continue
         try:
             part(settings)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             failed.append(part.__name__)
             print(f"{part.__name__} failed: {error}", file=sys.stderr)
         print(f"  {time.perf_counter() - started:.0f} s", flush=True)

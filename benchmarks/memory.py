@@ -8,6 +8,7 @@ there.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,6 @@ import torch
 from carvana import machine
 from prediction import choose_weights, our_prediction
 from train_step import make_our_step, random_batch
-
-from data import Pair
 
 
 def baseline_training(
@@ -46,10 +45,10 @@ def our_training(
     yield machine.peak_memory_mib(machine.choose_device(device))
 
 
-def prediction_peak(pairs: list[Pair], weights: Path, work_dir: Path) -> Iterator[float]:
+def prediction_peak(photos: list[Path], weights: Path, work_dir: Path) -> Iterator[float]:
     """Yield the peak in MiB of predicting masks of all photos."""
     yield 0.0
-    steps = our_prediction([pair.image_path for pair in pairs], weights, ("mask",), work_dir)
+    steps = our_prediction(photos, weights, ("mask",), work_dir)
     next(steps), next(steps)
     yield machine.peak_memory_mib(torch.device("cpu"))
 
@@ -62,11 +61,15 @@ def main(settings: common.Settings) -> None:
         setting = f"{width}x{height}, base width {base_width}, batch {batch_size}, {device}"
         common.report(settings.results, "peak memory of training", setting, "MiB", measured, less_is_better=True)
 
-    weights = choose_weights(settings)
-    few = common.drawn_photos(settings.work_dir, 8, 480, 320)
+    weights, many = choose_weights(settings), settings.work_dir / "many"
+    drawn = common.drawn_photos(settings.work_dir, 8, 480, 320)
     for n in (8, 16) if settings.quick else (104, 1000, 10_000):
-        pairs = common.repeat_photos(few, n // len(few), settings.work_dir / "many")
-        measured = common.measure_pairs(None, prediction_peak, (pairs, weights, settings.work_dir), 1)
+        shutil.rmtree(many, ignore_errors=True)
+        many.mkdir()
+        photos = [many / f"{number:05d}.jpg" for number in range(n)]
+        for number, photo in enumerate(photos):
+            photo.hardlink_to(drawn[number % len(drawn)].image_path)
+        measured = common.measure_pairs(None, prediction_peak, (photos, weights, settings.work_dir), 1)
         setting = f"{n} photos of 480x320, {os.cpu_count()} cores"
         common.report(settings.results, "peak memory of prediction", setting, "MiB", measured)
 

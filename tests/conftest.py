@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from tiny import draw_cars, tiny_run
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 SCRIPT_DIR = PROJECT_DIR / "scripts"
@@ -17,22 +16,14 @@ sys.path.insert(0, str(SCRIPT_DIR))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core: more threads would wait for each other
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # pytest-xdist ignores it, and so would every process that a test starts
+    # pytest-xdist ignores it, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from carvana.machine import process_context  # noqa: E402
+from carvana.machine import process_context
+from carvana.settings import to_arguments
 
 # The files that take longest start first: the suite then does not end with one process at work and the others idle.
-SLOWEST = (
-    "test_resume",
-    "test_benchmarks",
-    "test_notebook",
-    "test_train",
-    "test_experiments",
-    "test_app",
-    "test_export",
-)
+SLOWEST = "test_resume test_benchmarks test_notebook test_train test_experiments test_app test_export".split()
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -45,26 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-def draw_cars(folder: Path, n_cars: int = 3, n_views: int = 4, width: int = 96, height: int = 64) -> Path:
-    """Draw ellipses on noise in Carvana's layout: train/<car>_<view>.jpg, train_masks/<car>_<view>_mask.gif."""
-    rng = np.random.default_rng(0)
-    (folder / "train").mkdir(parents=True)
-    (folder / "train_masks").mkdir()
-    for number in range(n_cars):
-        for view in range(1, n_views + 1):
-            name = f"{number + 1:012x}_{view:02d}"
-            photo = Image.fromarray(rng.integers(90, 130, (height, width, 3), np.uint8))
-            mask = Image.new("P", (width, height))
-            mask.putpalette([0, 0, 0, 255, 255, 255])
-            x, y = rng.integers(width // 4, width // 3), rng.integers(height // 4, height // 3)
-            ellipse = (x, y, width - x + view, height - y + view)
-            ImageDraw.Draw(photo).ellipse(ellipse, tuple(rng.integers(150, 255, 3).tolist()))
-            ImageDraw.Draw(mask).ellipse(ellipse, 1)
-            photo.save(folder / "train" / f"{name}.jpg", quality=95)
-            mask.save(folder / "train_masks" / f"{name}_mask.gif")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory) -> Path:
     """A folder with train/ and train_masks/: 3 cars of 4 views, 96x64. Shared by all tests: copy it to change it."""
@@ -73,29 +44,14 @@ def tiny_set(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_settings(tiny_set, tmp_path) -> dict:
-    """Settings, as keywords of train.Config, of a run of seconds on one core; it leaves its files in tmp_path."""
-    return dict(
-        train_image_dir=tiny_set / "train",
-        train_mask_dir=tiny_set / "train_masks",
-        validation_share=0.34,
-        image_width=48,
-        image_height=32,
-        base_width=4,
-        batch_size=3,
-        epochs=2,
-        device="cpu",
-        precision="float32",
-        workers=0,
-        checkpoint_dir=tmp_path / "checkpoints",
-        prediction_dir=tmp_path / "predictions",
-        cache_dir=tmp_path / "cache",
-    )
+    """Settings of a run of seconds, as keywords of train.Config; it leaves its files in tmp_path."""
+    return tiny_run(tiny_set, tmp_path)
 
 
 @pytest.fixture
 def tiny_args(tiny_settings) -> list[str]:
     """The same settings as arguments of train.py."""
-    return [word for key, value in tiny_settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return to_arguments(tiny_settings)
 
 
 def enter_script(name: str, args: list[str], folder: Path, environment: dict[str, str], outputs: list[Path]) -> None:

@@ -40,12 +40,6 @@ def find_edge(mask: np.ndarray, pixels: int = EDGE_PIXELS) -> np.ndarray:
     return cv2.dilate(mask.view(np.uint8), disc, **border) != cv2.erode(mask.view(np.uint8), disc, **border)
 
 
-def edge_dice(prediction: np.ndarray, mask: np.ndarray, pixels: int = EDGE_PIXELS) -> float:
-    """Dice among the pixels at most `pixels` from the true edge, in [0, 1]; 1 if the mask has no edge."""
-    edge = find_edge(mask, pixels)
-    return dice(prediction[edge], mask[edge])
-
-
 def dice_by_threshold(logits: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Dice of `logits > level` for each level, from two histograms instead of as many comparisons.
 
@@ -116,8 +110,9 @@ def format_score_card(card: dict) -> str:
         f"  mean mask       {card['mean_mask_dice']:.5f}   accuracy {card['mean_mask_accuracy']:.5f}",
         f"  all black       {card['black_dice']:.5f}   accuracy {card['black_accuracy']:.5f}",
     ]
-    if not 0.001 <= card["car_fraction"] <= 0.999:
-        kind = "car" if card["car_fraction"] > 0.5 else "background"
+    predicted, true = card["car_fraction"], 1 - card["black_accuracy"]
+    if predicted < 0.001 <= true or predicted > 0.999 >= true:
+        kind = "car" if predicted > 0.5 else "background"
         lines.append(f"  warning: the predictions are all {kind}. Train longer, or lower the learning rate.")
     views = [f"{view} {value:.4f}" for view, value in card["dice_per_view"].items()]
     for start in range(0, len(views), 8):
