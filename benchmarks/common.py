@@ -227,11 +227,11 @@ def studio_photos(settings: Settings, cars: int = 3) -> list[Pair]:
     """Render synthetic photos at the competition's size, 1918x1280, once: 16 a car. Tiny drawn ones with --quick."""
     if settings.quick:
         return drawn_photos(settings.work_dir, 4 * cars, 96, 64)
-    from studio import make_studio
+    import studio
 
     folder = settings.work_dir / f"studio_1918x1280_cars{cars}"
     if len(list(folder.glob("train_masks/*.gif"))) != 16 * cars:
-        make_studio(folder, cars, 1918, 1280)
+        studio.make_studio(studio.Settings(output=folder, cars=cars, size="1918x1280"))
     return require_pairs(folder / "train", folder / "train_masks")
 
 
