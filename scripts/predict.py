@@ -52,6 +52,8 @@ from tqdm import tqdm
 
 from data import split_name
 
+Output = Literal["mask", "cutout", "overlay"]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -59,11 +61,7 @@ class Settings:
 
     photos: tyro.conf.Positional[tuple[Path, ...]] = ()  # photos, or folders of them with all their sub-folders
     output: Path = PROJECT_DIR / "predictions"  # folder for the results; sub-folders stay as they are
-    outputs: tuple[Literal["mask", "cutout", "overlay"], ...] = (
-        "mask",
-        "cutout",
-        "overlay",
-    )  # what to write of each photo
+    outputs: tuple[Output, ...] = ("mask", "cutout", "overlay")  # what to write of each photo
     background: str | None = None  # also write <name>_background.jpg: white, #rrggbb, or a photo's path
     shadow: bool = False  # keep the shadow that the car casts on the floor; one is drawn where the photo shows none
     crop: tuple[str, ...] | None = None  # crop cut-out and background to the car, or around it to a shape such as 4:3
@@ -86,67 +84,66 @@ class Photo:
     """A photo to predict and what its results are called."""
 
     path: Path
-    name: str  # output's path below the output folder, without `_mask.png`; also its name in the table
+    name: str  # output's path below the output folder, without `_mask.png`
+    row: str  # name in the table; Kaggle knows a photo by its file's name alone, whatever folder it lies in
 
 
-def find_photos(inputs: Iterable[Path], output: Path | None) -> list[Photo]:
-    """List the photos of files and folders, sub-folders included, sorted; what is left out is said on stderr.
+def find_photos(settings: Settings) -> list[Photo]:
+    """List the photos of files and folders, sub-folders included; what is left out is said on stderr.
 
-    Hidden files, `output` and results of this program, wherever they lie, are no photos.
+    Hidden files, the output folder and results of this program, wherever they lie, are no photos.
 
     Raises:
         FileNotFoundError: If an input does not exist.
         ValueError: If there is no photo, results would lie among the photos, or two photos would share a result's name.
     """
-    photos, unread, own = [], [], []
-    for path in inputs:
+    if not settings.photos:
+        raise ValueError(
+            "photos must name at least one photo or folder, got none. Try `python scripts/predict.py my_photos`."
+        )
+    photos, unread, own = {}, [], []
+    output = None if settings.submission else settings.output.resolve()
+    for path in settings.photos:
         if not path.exists():
             raise FileNotFoundError(f"{printable(path)} does not exist. Name a photo, or a folder of photos.")
-        if path.is_dir() and output and path.resolve() == output.resolve():
+        if path.resolve() == output:
             raise ValueError(f"output must be another folder than that of the photos, got {path} for both.")
-        for file in list_tree(path, output) if path.is_dir() else [path]:
+        folder = path if path.is_dir() else path.parent
+        for file in list_tree(path, output) if path == folder else [path]:
             if is_own_result(file):
                 own.append(file)
-            elif path.is_dir() and file.suffix.lower() not in IMAGE_SUFFIXES:
+            elif path == folder and file.suffix.lower() not in IMAGE_SUFFIXES:
                 unread.append(file)
             else:
-                name = file.relative_to(path) if path.is_dir() else Path(file.name)
-                photos.append(Photo(file, name.with_suffix("").as_posix()))
+                name = file.relative_to(folder).with_suffix("")
+                row = f"{name.name}.jpg" if settings.submission else name.as_posix()
+                photos[file] = Photo(file, name.as_posix(), printable(row))  # a photo named twice is done once
     left_out = [printable(say_unread(unread, "", "photos"))] if unread else []
     left_out += [printable(say_own_results(own))] if own else []
     if not photos:
-        raise ValueError(f"{printable(' '.join(map(str, inputs)))} must hold photos, got none. {' '.join(left_out)}")
+        named = printable(" ".join(map(str, settings.photos)))
+        raise ValueError(f"{named} must hold photos, got none. {' '.join(left_out)}")
     for sentence in left_out:
         print(f"note: {sentence}", file=sys.stderr)
-    return list({photo.path: photo for photo in photos}.values())  # a photo named twice is done once
+
+    first: dict[str, Path] = {}
+    for photo in photos.values():
+        other = first.setdefault(photo.row.casefold(), photo.path)  # some file systems take A and a for one name
+        if other != photo.path:
+            advice = "Rename one of them, or predict them into different folders."
+            if settings.submission:
+                advice = "Kaggle knows photos by the names of their files: name one folder of them."
+            both = f"{printable(other)} and {printable(photo.path)}"
+            raise ValueError(f"{both} would write results of one name. {advice}")
+    return list(photos.values())
 
 
 def list_tree(folder: Path, output: Path | None) -> Iterator[Path]:
     """Yield the files of a folder and its sub-folders, sorted; hidden ones and those of `output` are left out."""
     for parent, folders, files in os.walk(folder):
         parent = Path(parent)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not (output and (parent / name).resolve() == output.resolve())
-        )
-        yield from (parent / name for name in sorted(files) if not name.startswith("."))
-
-
-def require_unique(photos: Iterable[Photo], name_of: Callable[[Photo], str], advice: str) -> None:
-    """Raise a ValueError if two photos would share a result's name."""
-    names: dict[str, Path] = {}
-    for photo in photos:
-        other = names.setdefault(name_of(photo).casefold(), photo.path)  # some file systems take A and a for one name
-        if other != photo.path:
-            raise ValueError(
-                f"{printable(other)} and {printable(photo.path)} would write results of one name. {advice}"
-            )
-
-
-def submission_name(photo: Photo) -> str:
-    """Return the name that Kaggle knows a photo by: the file's alone, whatever folder it lies in."""
-    return printable(f"{photo.path.stem}.jpg")
+        folders[:] = sorted(name for name in folders if name[0] != "." and (parent / name).resolve() != output)
+        yield from (parent / name for name in sorted(files) if name[0] != ".")
 
 
 def check_submission(photos: list[Photo]) -> None:
@@ -223,16 +220,22 @@ def estimate_memory(photo: Photo, settings: Settings) -> int:
 
 def predict_photo(
     photo: Photo, segmenter: Segmenter, threshold: float, settings: Settings, background: np.ndarray | None
-) -> list:
+) -> list[str]:
     """Write a photo's results; return its row of the table, without the name."""
-    paths = output_paths(photo, settings)
     # The network always sees the photo decoded at a fraction of its size: the mask does not depend on what is written.
-    image, native_size = read_image(photo.path, target_size=segmenter.fit)
-    small = segmenter.logits(image, native_size)
-    logits = upsample(keep_main_car(small, threshold) if settings.main_car else small, *native_size)
-    if set(paths) != {"mask"} and image.shape[:2] != native_size:
-        image = load_image(photo.path)
+    image, size = read_image(photo.path, target_size=segmenter.fit)
+    small = segmenter.logits(image, size)
+    logits = upsample(keep_main_car(small, threshold) if settings.main_car else small, *size)
+    if settings.submission:
+        mask = logits > to_logit(threshold)
+        runs = encode_runs(mask)
+        if not np.array_equal(decode_runs(runs, *size), mask):
+            raise RuntimeError(f"{photo.path}: the run lengths do not give the mask back.")
+        return [runs]
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
+    paths = output_paths(photo, settings)
+    if set(paths) != {"mask"} and image.shape[:2] != size:
+        image = load_image(photo.path)
     pictures = make_pictures(image, logits, threshold, paths, background, settings.shadow, read_crop(settings.crop))
     del image, logits  # which `make_pictures` lets go of when it has used them
     for kind, pixels in pictures:
@@ -240,16 +243,6 @@ def predict_photo(
         del pixels
     warning = warn(share, uncertainty, segmenter.description.uncertainty_limit)
     return [f"{share:.4f}", f"{uncertainty:.1f}", warning]
-
-
-def submission_row(photo: Photo, segmenter: Segmenter, threshold: float) -> list[str]:
-    """Predict a photo as run lengths, read back and compared."""
-    image, native_size = read_image(photo.path, target_size=segmenter.fit)
-    mask = upsample(segmenter.logits(image, native_size), *native_size) > to_logit(threshold)
-    runs = encode_runs(mask)
-    if not np.array_equal(decode_runs(runs, *native_size), mask):
-        raise RuntimeError(f"{photo.path}: the run lengths do not give the mask back.")
-    return [runs]
 
 
 # ---------------------------------------------------------------------------------------------------------- command
@@ -261,13 +254,16 @@ def predict(settings: Settings) -> int:
         from carvana.export import export_network
 
         return export_network(settings.weights, settings.export)
-    if not settings.photos:
-        raise ValueError(
-            "photos must name at least one photo or folder, got none. Try `python scripts/predict.py my_photos`."
-        )
+    # What a user may have mistyped comes before the seconds that the network takes.
     if settings.threshold is not None and not 0 < settings.threshold < 1:
         raise ValueError(f"threshold must be between 0 and 1, got {settings.threshold}.")
+    crop = read_crop(settings.crop)
+    background = read_background(settings.background) if settings.background else None
+    photos = find_photos(settings)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
+    if settings.submission and rank == 0:
+        check_submission(photos)
+
     n_threads = max(1, n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if choose_device(settings.device).type == "cpu":
         keep_memory()
@@ -276,78 +272,50 @@ def predict(settings: Settings) -> int:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     threshold = settings.threshold or segmenter.threshold
-    made_with = dict(
-        weights=digest_file(find_weights(settings.weights)),
-        threshold=threshold,
-        tta=settings.tta,
-        background=settings.background,
-        shadow=settings.shadow or None,
-        crop=read_crop(settings.crop),
-        main_car=settings.main_car or None,
-    )
-    photos = find_photos(settings.photos, None if settings.submission else settings.output)
-    if settings.submission:
-        require_unique(
-            photos, submission_name, "Kaggle knows photos by the names of their files: name one folder of them."
-        )
-        if rank == 0:
-            check_submission(photos)
-        table, header, name_of = settings.submission, ["img", "rle_mask"], submission_name
-        is_kept = lambda photo: not settings.overwrite
-        work = lambda photo: submission_row(photo, segmenter, threshold)
-    else:
-        require_unique(photos, lambda photo: photo.name, "Rename one of them, or predict them into different folders.")
-        table, header, name_of = settings.output / "predictions.csv", HEADER, lambda photo: printable(photo.name)
-        background = read_background(settings.background) if settings.background else None
-        is_kept = lambda photo: not settings.overwrite and is_done(photo, settings)
-        work = lambda photo: predict_photo(photo, segmenter, threshold, settings, background)
-    by_name = {name_of(photo): photo for photo in photos[rank::world_size]}
-    keep = lambda name: name not in by_name or is_kept(by_name[name])
-    done = start_table(table, header, made_with, keep, settings.overwrite)
+    with open(find_weights(settings.weights), "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    made_with = dict(weights=digest, threshold=threshold, tta=settings.tta, background=settings.background, crop=crop)
+    made_with |= dict(shadow=settings.shadow or None, main_car=settings.main_car or None)
 
-    def attempt(item: tuple[str, Photo]) -> tuple[str, list | Exception]:
+    table, header = settings.output / "predictions.csv", HEADER
+    if settings.submission:
+        table, header = settings.submission, ["img", "rle_mask"]
+    by_row = {photo.row: photo for photo in photos[rank::world_size]}
+    is_kept = lambda photo: not settings.overwrite and (settings.submission or is_done(photo, settings))
+    keep = lambda row: row not in by_row or is_kept(by_row[row])
+    done = start_table(table, header, made_with, keep, settings.overwrite)
+    todo = [photo for row, photo in by_row.items() if row not in done]
+
+    def attempt(photo: Photo) -> list[str] | Exception:
         try:
-            return item[0], work(item[1])
+            return predict_photo(photo, segmenter, threshold, settings, background)
         except (OSError, ValueError) as error:
             if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise  # the next photo would fail likewise
-            return item[0], error
+            return error
 
-    todo = [item for item in by_name.items() if item[0] not in done]
-    failures, warnings = {}, {}
-    cost = lambda item: estimate_memory(item[1], settings)
+    failures, warnings = [], []
+    cost = lambda photo: estimate_memory(photo, settings)
     results = map_bounded(attempt, todo, n_threads, cost, MEMORY - BASE_MEMORY)
-    for name, result in tqdm(
-        results, "predicting", len(todo), unit="photo", disable=rank > 0, leave=False, file=sys.stderr
-    ):
+    bar = tqdm(results, "predicting", len(todo), unit="photo", disable=rank > 0, leave=False, file=sys.stderr)
+    for photo, result in zip(todo, bar):
         if isinstance(result, Exception):
-            failures[name] = printable(result)
+            failures.append(printable(result))
             continue
-        append_row(table, [name, *result])
+        append_row(table, [photo.row, *result])
         if not settings.submission and result[-1]:
-            warnings[name] = f"{result[-1]} (car {float(result[0]):.1%}, uncertainty {result[1]})"
-    print_summary(len(todo) - len(failures), len(by_name) - len(todo), failures, warnings, table)
+            share, uncertainty, warning = result
+            warnings.append(f"{photo.row}: {warning} (car {float(share):.1%}, uncertainty {uncertainty})")
+    n_kept = len(by_row) - len(todo)
+    kept = f", {n_kept} there already" if n_kept else ""
+    predicted = f"{count(len(todo) - len(failures), 'photo')} predicted{kept}, {len(failures)} failed"
+    print(f"{predicted}; how much of each is car: {table}")
     print(f"network computed by {segmenter.runtime.name}")
+    if len(warnings) > 10:
+        warnings[10:] = [f"{len(warnings) - 10} more photos, see the column `warning`"]
+    for line in [*(f"warning: {each}" for each in warnings), *(f"failed: {each}" for each in failures)]:
+        print(line, file=sys.stderr)
     return 1 if failures else 0
-
-
-def digest_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def print_summary(
-    n_done: int, n_skipped: int, failures: dict[str, str], warnings: dict[str, str], table_path: Path
-) -> None:
-    skipped = f", {n_skipped} there already" if n_skipped else ""
-    print(f"{count(n_done, 'photo')} predicted{skipped}, {len(failures)} failed; how much of each is car: {table_path}")
-    for number, (name, warning) in enumerate(warnings.items()):
-        if number == 10:
-            print(f"warning: {len(warnings) - 10} more photos, see the column `warning`", file=sys.stderr)
-            break
-        print(f"warning: {name}: {warning}", file=sys.stderr)
-    for failure in failures.values():
-        print(f"failed: {failure}", file=sys.stderr)
 
 
 def main(args: list[str]) -> int:
