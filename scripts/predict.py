@@ -66,7 +66,7 @@ class Settings:
     shadow: bool = False  # keep the shadow that the car casts on the floor; one is drawn where the photo shows none
     crop: tuple[str, ...] | None = None  # crop cut-out and background to the car, or around it to a shape such as 4:3
     main_car: bool = False  # keep the largest car alone
-    format: Literal["png", "webp"] = "png"  # of cut-outs; webp is about a tenth of the size, not lossless
+    format: Literal["png", "webp"] = "png"  # of cut-outs; webp is not lossless, and a twelfth of the size
     weights: Path = DEFAULT_WEIGHTS  # .safetensors, of a training too, or a short name such as street
     threshold: float | None = None  # probability from which a pixel is car; None: the one tuned on validation cars
     tta: bool = False  # average with the mirrored view: twice the time, slightly more exact
