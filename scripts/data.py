@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +22,11 @@ from carvana.files import PROJECT_DIR, run_command
 from carvana.listing import (
     NAMING,
     NAMING_RULE,
+    Pair,
     describe_files,
-    describe_groups,
     index_by_name,
     is_own_result,
     list_files,
-    match_names,
     print_report,
 )
 from carvana.masks import count, find_oddities
@@ -41,17 +39,6 @@ GroupBy = Literal["name", "folder", "prefix"]
 
 
 # ------------------------------------------------------------------------------------------------------------ pairs
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A photo, its true mask, and the car and view that the photo shows."""
-
-    name: str  # the photo's name without its ending, with its sub-folder; predictions carry it on
-    image_path: Path
-    mask_path: Path
-    car: str  # photos of one car are never split
-    view: int  # 1 to 16, or 0 where the name is not Carvana's
 
 
 def split_name(name: str, group_by: GroupBy = "name") -> tuple[str, int]:
@@ -85,15 +72,17 @@ def find_pairs(
         ValueError: If two files of one folder share a name.
     """
     recursive = group_by == "folder"
-    images = index_by_name(
-        [path for path in list_files(image_dir, IMAGE_SUFFIXES, recursive) if not is_own_result(path)], image_dir
-    )
+    photos = [path for path in list_files(image_dir, IMAGE_SUFFIXES, recursive) if not is_own_result(path)]
+    images = index_by_name(photos, image_dir)
     masks = index_by_name(list_files(mask_dir, MASK_SUFFIXES, recursive), mask_dir)
-    matches = {name: path for name, path in match_names(images, masks).items() if path != images[name]}
-    pairs = [Pair(name, images[name], mask, *split_name(name, group_by)) for name, mask in matches.items()]
-    used = {*matches.values()} | {pair.image_path for pair in pairs}
-    lonely_masks = [path for path in masks.values() if path not in used and path not in images.values()]
-    return pairs, [path for path in images.values() if path not in used], lonely_masks
+    pairs = []
+    for name, path in images.items():
+        mask = masks.get(f"{name}_mask") or masks.get(name)
+        if mask not in (None, path):
+            pairs.append(Pair(name, path, mask, *split_name(name, group_by)))
+    used = {path for pair in pairs for path in (pair.image_path, pair.mask_path)}
+    lonely_masks = [path for path in masks.values() if path not in used and path not in photos]
+    return pairs, [path for path in photos if path not in used], lonely_masks
 
 
 def require_pairs(image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy = "name") -> list[Pair]:
@@ -103,13 +92,14 @@ def require_pairs(image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy
         ValueError: If no photo has a mask.
     """
     pairs, images, masks = find_pairs(image_dir, mask_dir, group_by)
-    left_out, lonely = describe_files(Path(image_dir), Path(mask_dir), images, masks, group_by == "folder")
+    unnamed = count_unnamed(pairs, group_by)
+    notes, lonely = describe_files(Path(image_dir), Path(mask_dir), images, masks, group_by == "folder", unnamed)
     if not pairs:
         raise ValueError(
             f"{image_dir} and {mask_dir} must hold at least one photo with its mask, got {count(len(images), 'photo')} "
-            f"and {count(len(masks), 'mask')} without a partner. {' '.join([*lonely, *left_out, NAMING_RULE])}"
+            f"and {count(len(masks), 'mask')} without a partner. {' '.join([*lonely, *notes, NAMING_RULE])}"
         )
-    for sentence in [*left_out, *lonely, *describe_groups(count_unnamed(pairs, group_by))]:
+    for sentence in [*notes, *lonely]:
         print(f"note: {sentence}", file=sys.stderr)
     return pairs
 
@@ -305,15 +295,15 @@ def check(
         unknown_value: Values of pixels of which nothing is known (128).
     """
     pairs, photos, masks = find_pairs(train_image_dir, train_mask_dir, group_by)
-    left_out, lonely = describe_files(Path(train_image_dir), Path(train_mask_dir), photos, masks, group_by == "folder")
+    unnamed = count_unnamed(pairs, group_by)
+    folders = Path(train_image_dir), Path(train_mask_dir)
+    left_out, lonely = describe_files(*folders, photos, masks, group_by == "folder", unnamed)
     rule, facts, problems = read_set(pairs, 240, 160, car_value, unknown_value, label="checking")
     warnings, notes = find_oddities(facts, rule) if rule and facts else ([], [])
-    unnamed = count_unnamed(pairs, group_by)
-    print(
-        f"pairs:    {len(pairs)}{'' if unnamed else f' of {len({p.car for p in pairs})} {group_word(pairs, group_by)}'}"
-    )
+    cars = "" if unnamed else f" of {len({pair.car for pair in pairs})} {group_word(pairs, group_by)}"
+    print(f"pairs:    {len(pairs)}{cars}")
     problems += [*lonely, NAMING_RULE] if lonely or not pairs else []
-    print_report(facts if rule else [], [*left_out, *describe_groups(unnamed), *notes], warnings, problems)
+    print_report(facts if rule else [], left_out + notes, warnings, problems)
     return 1 if problems else 0
 
 

@@ -350,8 +350,8 @@ def test_things_that_are_not_files_are_refused(tmp_path):
     reasons = {
         "folder.jpg": "got a folder",
         "loop.jpg": "cannot be read",
-        "dangling.jpg": "does not exist",
-        "pipe.jpg": "got a pipe",
+        "dangling.jpg": "cannot be read (No such file",
+        "pipe.jpg": "got a folder, a pipe or a device",
         "zero.jpg": "device",
     }
     for name, reason in reasons.items():
@@ -363,7 +363,7 @@ def test_things_that_are_not_files_are_refused(tmp_path):
 def test_a_photo_without_the_right_to_read_it_is_refused(tmp_path):
     scene().save(tmp_path / "x.jpg")
     (tmp_path / "x.jpg").chmod(0)
-    assert "may not be read" in refused(tmp_path / "x.jpg")
+    assert "cannot be read (Permission denied)" in refused(tmp_path / "x.jpg")
 
 
 NAMES = (
@@ -414,14 +414,6 @@ def test_a_name_that_is_no_text_is_found_and_read(tmp_path):
     pairs, *_ = data.find_pairs(tmp_path / "photos", tmp_path / "masks")
     assert_scene(load_image(pairs[0].image_path))
     assert len(data.build_cache(pairs, 48, 32, tmp_path / "cache", quiet=True).images) == 1
-
-
-def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path, monkeypatch):
-    scene().save(tmp_path / "x.jpg")
-    monkeypatch.setattr(
-        Image, "init", (tmp_path / "x.jpg").unlink
-    )  # which is called when the file was seen, before it is opened
-    assert "does not exist" in refused(tmp_path / "x.jpg")
 
 
 def test_a_file_cut_short_while_it_is_read_is_named(tmp_path, monkeypatch):
@@ -525,7 +517,7 @@ def test_all_broken_pairs_are_named_and_the_good_ones_still_read(tiny_set, tmp_p
         f"{names[0]}.jpg is empty",
         f"{names[1]}.jpg must be a JPEG",
         f"{names[2]}.jpg cannot be read",
-        f"{names[3]}_mask.gif does not exist",
+        f"{names[3]}_mask.gif cannot be read",
     ):
         assert part in result.stdout
     assert sorted(path for path in (tmp_path / "set").rglob("*")) == before  # nothing is written where photos are read
@@ -560,26 +552,23 @@ def test_a_link_that_leads_nowhere_stops_the_cache_with_a_sentence(tmp_path, kin
     os.symlink("x.jpg" if kind == "loop" else "nowhere", tmp_path / "photos" / "x.jpg")
     Image.new("1", (64, 48), 1).save(tmp_path / "masks" / "x.png")
     pairs, *_ = data.find_pairs(tmp_path / "photos", tmp_path / "masks")
-    with pytest.raises(OSError, match=r"x\.jpg cannot be read"):
+    with pytest.raises(ValueError, match=r"1 of 1 pairs cannot be read, the first: .*x\.jpg cannot be read"):
         data.build_cache(pairs, 48, 32, tmp_path / "cache", quiet=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "text"])
-def test_a_damaged_cache_is_refused_with_the_way_out(tiny_set, tmp_path, damage):
+def test_a_damaged_cache_is_made_anew(tiny_set, tmp_path, damage):
     pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
-    cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
-    file = cache.path / "images.npy"
+    file = data.build_cache(pairs, 48, 32, tmp_path, quiet=True).path / "images.npy"
+    content = file.read_bytes()
     if damage == "cut":
         os.truncate(file, 5000)
     elif damage == "missing":
         file.unlink()
     else:
         file.write_text("text")
-    with pytest.raises(ValueError, match="Delete it: it is made anew") as error:
-        data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
-    assert str(cache.path) in str(error.value)
-    shutil.rmtree(cache.path)
-    assert len(data.build_cache(pairs, 48, 32, tmp_path, quiet=True).images) == len(pairs)
+    data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
+    assert file.read_bytes() == content
 
 
 def test_a_build_that_was_killed_leaves_nothing_behind(tiny_set, tmp_path):

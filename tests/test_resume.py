@@ -282,12 +282,12 @@ torch.optim.AdamW.step = step
 SLOW_READING = """
 import sys, time
 from PIL import Image
-real_init = Image.init
-def init():
+real_open = Image.open
+def slow_open(*args, **keywords):
     print("reading", flush=True)
     time.sleep(0.5)
-    return real_init()
-Image.init = init
+    return real_open(*args, **keywords)
+Image.open = slow_open
 """
 
 

@@ -1,42 +1,26 @@
 """Photos and masks read once: labels decided for the set as a whole, pixels at training size in memory-mapped files."""
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import filelock
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from carvana.masks import (
-    Facts,
-    MaskRule,
-    decide_rule,
-    explain_size,
-    find_oddities,
-    gather_facts,
-    guess_rule,
-    read_labels,
-)
+from carvana.listing import Pair
+from carvana.masks import Facts, MaskRule, decide_rule, explain_size, find_oddities, measure_fits, read_labels
 from carvana.pictures import area_average, read_image, read_orientation
 
-CACHE_VERSION = 3  # part of each cache's key: raise it when cached pixels change meaning
-
-
-class Pair(Protocol):
-    """A photo and its mask."""
-
-    name: str
-    image_path: Path
-    mask_path: Path
+CACHE_VERSION = 4  # part of each cache's key: raise it when cached pixels change meaning
 
 
 def read_pair(
@@ -62,15 +46,27 @@ def read_pair(
         ValueError: If a file is broken, the two differ in size, or the mask is grey.
     """
     image, native_size = read_image(pair.image_path, target_size=lambda *_: (height, width))
-    labels = read_labels(pair.mask_path)
-    rule = rule or guess_rule(pair.mask_path, labels, car_value, unknown_value)
+    labels, orientation = read_labels(pair.mask_path), read_orientation(pair.image_path)
+    try:
+        rule = rule or decide_rule({pair.mask_path: labels}, car_value, unknown_value)
+    except ValueError:  # the set will decide, or complain
+        rule = MaskRule([], [])
     mask, known = rule.apply(labels)
-    orientation = read_orientation(pair.image_path)
     if mask.shape != native_size:
         raise ValueError(explain_size(pair.mask_path, mask.shape, native_size, orientation))
     image = area_average(image, width, height)
     coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height)
-    facts = gather_facts(pair.mask_path, labels, rule, mask, image, coverage, orientation)
+    share = np.count_nonzero(mask) / mask.size
+    has_outline = 0 < share < 1 and known is None  # else the outline ends at what is unknown
+    facts = Facts(
+        pair.mask_path,
+        dataclasses.replace(labels, index=None),
+        kinds=rule.classify(labels),
+        size=native_size,
+        share=share,
+        in_corners=bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all()),
+        fits=measure_fits(image, coverage, orientation) if has_outline else (0, 0, 0),
+    )
     if known is not None:
         known = (area_average(known.astype(np.float32), width, height) > 0.999).astype(np.uint8) * np.uint8(255)
     return image, coverage, known, facts
@@ -105,17 +101,18 @@ def read_set(
         except (OSError, ValueError) as error:
             problems.append(str(error))
 
-    for _ in map_threads(read, range(len(pairs)), label, quiet):
-        pass
-    facts, rule = dict(sorted(facts.items())), None
+    # Threads do: Pillow and OpenCV decode outside Python's lock.
+    bar = dict(desc=label, disable=quiet, leave=False, file=sys.stderr)
+    thread_map(read, range(len(pairs)), max_workers=os.cpu_count(), tqdm_class=tqdm, **bar)
+    rule, found = None, [facts[row] for row in sorted(facts)]
     try:
-        rule = decide_rule({fact.mask_path: fact.labels for fact in facts.values()}, car_value, unknown_value)
+        rule = decide_rule({fact.mask_path: fact.labels for fact in found}, car_value, unknown_value)
     except ValueError as error:
-        return rule, [*facts.values()], sorted(problems) + [str(error)]
+        return None, found, [*sorted(problems), str(error)]
     # A file alone may suggest another rule than its set: what is read as car there is read again.
     for row in [row for row, fact in facts.items() if fact.kinds != rule.classify(fact.labels)]:
         read(row, rule)
-    return rule, [*facts.values()], sorted(problems)
+    return rule, [facts[row] for row in sorted(facts)], sorted(problems)
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class Cache:
 
     @property
     def known(self) -> np.ndarray | None:
-        return np.load(self.path / "known.npy", mmap_mode="r") if (self.path / "known.npy").exists() else None
+        return np.load(self.path / "known.npy", mmap_mode="r") if self.values[1] else None
 
     @functools.cached_property
     def report(self) -> dict:
@@ -150,37 +147,34 @@ class Cache:
 
     def load_mask(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a mask (H, W), bool, at full resolution, and where it is known (H, W), bool, or None for everywhere."""
-        return MaskRule.from_json(self.report["rule"]).apply(read_labels(self.pairs[row].mask_path))
+        return MaskRule(**self.report["rule"]).apply(read_labels(self.pairs[row].mask_path))
 
     @property
     def fingerprint(self) -> str:
         """Names and sizes of the files in a hash; times are left out, since a fresh copy of the data has new ones."""
         rows = [[pair.name, stat[0], stat[2]] for pair, stat in zip(self.pairs, self.stats)]
-        return hashlib.sha256(json.dumps([*rows, *filter(None, self.values)]).encode()).hexdigest()[:16]
+        return hash_values([*rows, *filter(None, self.values)])
 
-    def check_whole(self) -> None:
-        """Raise a ValueError if the cache's files are gone or cut short."""
+    def is_whole(self) -> bool:
+        """Tell whether all files are there and none was damaged or cut short afterwards."""
         try:
-            lengths = len(self.images), len(self.coverage), len(self.report) and len(self.pairs)
-        except (OSError, ValueError, EOFError) as error:
-            lengths = error
-        if lengths != (len(self.pairs),) * 3:
-            raise ValueError(
-                f"{self.path} must hold {len(self.pairs)} photos and masks, got {lengths}. Delete it: it is made anew."
-            )
+            arrays = [array for array in (self.images, self.coverage, self.known) if array is not None]
+            return "rule" in self.report and all(len(array) == len(self.pairs) for array in arrays)
+        except (OSError, ValueError, EOFError):
+            return False
 
 
-def stat_pair(pair: Pair) -> list[int]:
-    numbers = []
-    for path in (pair.image_path, pair.mask_path):
-        try:
-            stat = path.stat()
-        except OSError as error:  # gone, or a link that leads nowhere or in a circle
-            raise OSError(
-                f"{path} cannot be read ({error.strerror}). Put it back, or move its partner away too."
-            ) from error
-        numbers += [stat.st_size, stat.st_mtime_ns]
-    return numbers
+def hash_values(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def stat_file(path: Path) -> list[int]:
+    """Return a file's bytes and its time in ns, zeros where there is none: reading it then says why."""
+    try:
+        stat = path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    except OSError:
+        return [0, 0]
 
 
 def build_cache(
@@ -201,17 +195,16 @@ def build_cache(
         ValueError: If files are broken, or the masks follow no rule.
         OSError: If the disk is too full.
     """
-    stats, values = [stat_pair(pair) for pair in pairs], (tuple(car_value), tuple(unknown_value))
     files = [[str(pair.image_path), str(pair.mask_path)] for pair in pairs]
-    key = json.dumps([CACHE_VERSION, width, height, files, stats, values])
-    path = Path(cache_dir) / f"{width}x{height}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    cache = Cache(path, pairs, stats, values)
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path.with_name(".lock")):
-            if not path.is_dir():  # unless another process made it while this one waited
+    stats = [stat_file(pair.image_path) + stat_file(pair.mask_path) for pair in pairs]
+    values = tuple(car_value), tuple(unknown_value)
+    key = hash_values([CACHE_VERSION, width, height, files, stats, values])
+    cache = Cache(Path(cache_dir) / f"{width}x{height}-{key}", pairs, stats, values)
+    if not cache.is_whole():
+        cache.path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(cache.path.with_name(".lock")):
+            if not cache.is_whole():  # unless another process made it while this one waited
                 fill_cache(cache, width, height, quiet)
-    cache.check_whole()
     for kind in () if quiet else ("warning", "note"):
         for sentence in cache.report[f"{kind}s"]:
             print(f"{kind}: {sentence}", file=sys.stderr)
@@ -221,7 +214,7 @@ def build_cache(
 def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
     """Decode the pairs into a folder of another name, which gets its own when all is done."""
     n, partial = len(cache.pairs), cache.path.with_name(f"{cache.path.name}.partial")
-    for leftover in cache.path.parent.glob("*.partial"):  # of processes that were killed: the lock is ours
+    for leftover in (cache.path, *cache.path.parent.glob("*.partial")):  # of killed processes: the lock is ours
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
@@ -242,9 +235,9 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
             more = " `python scripts/data.py check` names them all." if broken else ""
             raise ValueError(f"{of}{problems[0]}{more}")
         warnings, notes = find_oddities(facts, rule)
-        report = dict(rule=rule.to_json(), warnings=warnings, notes=notes)
+        report = dict(rule=dataclasses.asdict(rule), warnings=warnings, notes=notes)
         (partial / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
-        for array in filter(lambda array: array is not None, (images, coverage, known)):
+        for array in (images, coverage) if known is None else (images, coverage, known):
             array.flush()
         partial.rename(cache.path)
     finally:
@@ -254,30 +247,17 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
 def reserve_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Make an .npy file of uint8 with its disk space taken at once: a full disk is then an error here and not a crash
     of the process when a page of the mapped file cannot be written."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    n_bytes = int(np.prod(shape))
     try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        elif shutil.disk_usage(path.parent).free < n_bytes:
-            raise OSError("too little space")
+        return array
     except OSError as error:
         raise OSError(
-            f"{path.parent.parent} must have {n_bytes / 2**20:.0f} MiB free for the cache ({error.strerror or error}). "
-            "Free some space, or lower image_width and image_height."
+            f"{path.parent.parent} must have {np.prod(shape) / 2**20:.0f} MiB free for the cache "
+            f"({error.strerror or error}). Free some space, or lower image_width and image_height."
         ) from error
-    return array
-
-
-def map_threads(function, items: Sequence, label: str, quiet: bool = False) -> Iterator:
-    """Map over the machine's cores with a progress bar. Threads do: Pillow and OpenCV decode outside Python's lock."""
-    # The bar before the threads: a signal that reaches tqdm while it makes one leaves a half-made bar that complains.
-    bar = tqdm(desc=label, total=len(items), disable=quiet, leave=False, file=sys.stderr)
-    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(function, items):
-            bar.update()
-            yield result
 
 
 def colour_statistics(images: np.ndarray, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

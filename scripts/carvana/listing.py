@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from carvana.masks import count, name_some
@@ -14,6 +15,17 @@ two values (JPEG is refused, since it smears the edge). {NAMING_RULE}"""
 # What predict.py and train.py write: never photos again, wherever they lie.
 OWN_RESULT = re.compile(r".+_(mask|cutout|overlay|background|shadow)|epoch_\d{3}|curves|worst|views")
 OWN_ENDINGS = "_mask, _cutout, _overlay, _background"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo, its true mask, and the car and view that the photo shows."""
+
+    name: str  # the photo's name without its ending, with its sub-folder; predictions carry it on
+    image_path: Path
+    mask_path: Path
+    car: str  # photos of one car are never split
+    view: int  # 1 to 16, or 0 where the name is not Carvana's
 
 
 def list_files(folder: Path | str, suffixes: set[str], recursive: bool = False) -> list[Path]:
@@ -47,26 +59,22 @@ def is_own_result(path: Path) -> bool:
 
 def say_left_out(folder: Path, suffixes: set[str], recursive: bool, what: str) -> list[str]:
     """Say, a sentence for each kind, what lies in a folder and is not read as `what`: photos or masks."""
-    others = [path for path in walk(folder, recursive) if path.suffix.lower() not in suffixes or path.is_dir()]
-    folders = [path for path in others if path.is_dir()]
-    files = [path for path in others if not path.is_dir()]
+    folders = [path.name for path in walk(folder, recursive) if path.is_dir() and not recursive]
+    files = [path for path in walk(folder, recursive) if path.suffix.lower() not in suffixes and not path.is_dir()]
     said = []
-    if folders and not recursive:
+    if folders:
         said.append(
-            f"{folder}: {count(len(folders), 'sub-folder')} not searched: {name_some(path.name for path in folders)}. "
+            f"{folder}: {count(len(folders), 'sub-folder')} not searched: {name_some(folders)}. "
             "--group-by folder reads sub-folders."
         )
-    if files:
-        said.append(say_unread(files, f"{folder}: ", what))
-    return said
+    return [*said, say_unread(files, f"{folder}: ", what)] if files else said
 
 
 def say_unread(files: list[Path], where: str, what: str) -> str:
     """Say which files are not read, since their format is none of those of `what`."""
-    jpegs = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
     why = f"{what} are {' '.join(sorted(IMAGE_SUFFIXES if what == 'photos' else MASK_SUFFIXES))}"
-    if what == "masks" and jpegs:
-        why += "; JPEG smears the edge, so save masks as PNG from the original, or threshold them at one half"
+    if what == "masks" and any(path.suffix.lower() in IMAGE_SUFFIXES - MASK_SUFFIXES for path in files):
+        why += "; JPEG and WebP smear the edge, so save masks as PNG from the original, or threshold them at one half"
     return f"{where}{count(len(files), 'file')} not read: {name_some(path.name for path in files)} ({why})."
 
 
@@ -78,23 +86,38 @@ def say_own_results(files: list[Path]) -> str:
 
 
 def describe_files(
-    image_dir: Path, mask_dir: Path, photos: list[Path], masks: list[Path], recursive: bool
+    image_dir: Path, mask_dir: Path, photos: list[Path], masks: list[Path], recursive: bool, n_unnamed: int
 ) -> tuple[list[str], list[str]]:
-    """Say, a sentence each, what in a set's folders is not read, and which of `photos` and `masks` have no partner."""
+    """Say, a sentence each, what is left out of a set.
+
+    Args:
+        image_dir, mask_dir: The set's folders.
+        photos, masks: Those without a partner.
+        recursive: Whether sub-folders are read.
+        n_unnamed: How many photos count as a car each, since their names do not tell.
+
+    Returns:
+        Notes on what is not read and how photos are grouped, and which photos and masks have no partner.
+    """
     if image_dir.resolve() == mask_dir.resolve():
-        unread = say_left_out(image_dir, IMAGE_SUFFIXES | MASK_SUFFIXES, recursive, "photos")
+        notes = say_left_out(image_dir, IMAGE_SUFFIXES | MASK_SUFFIXES, recursive, "photos")
     else:
-        unread = say_left_out(image_dir, IMAGE_SUFFIXES, recursive, "photos")
-        unread += say_left_out(mask_dir, MASK_SUFFIXES, recursive, "masks")
+        notes = say_left_out(image_dir, IMAGE_SUFFIXES, recursive, "photos")
+        notes += say_left_out(mask_dir, MASK_SUFFIXES, recursive, "masks")
         own = [path for path in list_files(image_dir, IMAGE_SUFFIXES, recursive) if is_own_result(path)]
-        unread += [say_own_results(own)] if own else []
-    lonely = []
-    for what, partner, paths in (("photo", "mask", photos), ("mask", "photo", masks)):
-        if paths:
-            names = name_some(path.name for path in paths)
-            lonely.append(f"{count(len(paths), what)} without a {partner}, left out: {names}.")
-    hint = hint_partner(photos, masks)
-    return unread, lonely + [hint] if hint else lonely
+        notes += [say_own_results(own)] if own else []
+    if n_unnamed:
+        notes.append(
+            f"{count(n_unnamed, 'photo')} not named like Carvana's (<12 hex digits>_<01 to 16>): each counts as a car "
+            "of its own. If several show one car, keep them together: --group-by prefix (film1_0001, film1_0002) or "
+            "--group-by folder."
+        )
+    lonely = [
+        f"{count(len(paths), what)} without a {partner}, left out: {name_some(path.name for path in paths)}."
+        for what, partner, paths in (("photo", "mask", photos), ("mask", "photo", masks))
+        if paths
+    ]
+    return notes, lonely + hint_partner(photos, masks)
 
 
 def index_by_name(paths: Sequence[Path], folder: Path | str) -> dict[str, Path]:
@@ -111,48 +134,26 @@ def index_by_name(paths: Sequence[Path], folder: Path | str) -> dict[str, Path]:
     return names
 
 
-def match_names(photos: Iterable[str], masks: dict[str, Path]) -> dict[str, Path]:
-    """Find the mask of each photo: that of the same name with `_mask`, or else of the same name."""
-    found = {photo: masks.get(f"{photo}_mask") or masks.get(photo) for photo in photos}
-    return {photo: mask for photo, mask in found.items() if mask is not None}
-
-
-def hint_partner(photos: list[Path], masks: list[Path]) -> str:
-    """Name the mask whose name comes nearest to that of a photo, or return an empty string."""
+def hint_partner(photos: list[Path], masks: list[Path]) -> list[str]:
+    """Name the mask whose name comes nearest to that of a photo, if there is one."""
     for photo in photos[:5]:
         stem = photo.stem.casefold()
         near = [mask for mask in masks if stem in mask.stem.casefold() or mask.stem.casefold() in stem]
         if near:
             mask = min(near, key=lambda mask: abs(len(mask.name) - len(photo.name)))
-            return f"{mask.name} looks like the mask of {photo.name}: rename it {photo.stem}_mask{mask.suffix}."
-    return ""
+            return [f"{mask.name} looks like the mask of {photo.name}: rename it {photo.stem}_mask{mask.suffix}."]
+    return []
 
 
-def describe_groups(n_unnamed: int) -> list[str]:
-    """Say what counts as a car where `n_unnamed` photos have no name that tells."""
-    if not n_unnamed:
-        return []
-    return [
-        f"{count(n_unnamed, 'photo')} not named like Carvana's (<12 hex digits>_<01 to 16>): each counts as a car of "
-        "its own. If several show one car, keep them together: --group-by prefix (film1_0001, film1_0002) or "
-        "--group-by folder."
-    ]
-
-
-def print_report(facts: list, notes: list[str], warnings: list[str], problems: list[str]) -> None:
+def print_report(facts: Sequence, notes: list[str], warnings: list[str], problems: list[str]) -> None:
     """Print what `data.py check` found."""
     for (height, width), number in Counter(fact.size for fact in facts).most_common(5):
         print(f"size:     {width}x{height}, {count(number, 'pair')}")
     if facts:
         shares = [100 * fact.share for fact in facts]
-        print(
-            f"car:      {min(shares):.1f} to {max(shares):.1f} % of the photo, mean {sum(shares) / len(shares):.1f} %"
-        )
-    for kind, sentences in (("note:     ", notes), ("warning:  ", warnings)):
-        for sentence in sentences:
-            print(f"{kind}{sentence}")
-    print(f"to mend:  {len(problems)}")
-    for problem in problems[:100]:
-        print(f"  {problem}")
-    if len(problems) > 100:
-        print(f"  and {len(problems) - 100} more")
+        mean = sum(shares) / len(shares)
+        print(f"car:      {min(shares):.1f} to {max(shares):.1f} % of the photo, mean {mean:.1f} %")
+    more = [f"and {len(problems) - 100} more"] if len(problems) > 100 else []
+    lines = [f"note:     {note}" for note in notes] + [f"warning:  {warning}" for warning in warnings]
+    lines += [f"to mend:  {len(problems)}", *(f"  {problem}" for problem in problems[:100] + more)]
+    print("\n".join(lines))

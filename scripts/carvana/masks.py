@@ -4,9 +4,8 @@ One rule holds for a whole set: the same value means the same class in every fil
 darker of the set's two values is background and the brighter one car. Whatever a set holds besides needs `car_value`.
 """
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ from PIL import Image, ImageColor, ImageOps
 from carvana.pictures import open_picture
 
 MASK_FORMATS = ("GIF", "PNG", "TIFF", "BMP")
-MAX_CLASSES = 32  # a file with more values than this holds grey levels or colours of a photo, not classes
+MAX_CLASSES = 64  # a file of more values holds grey levels or the colours of a photo, not classes
 GREY_ADVICE = "Threshold it at one half and save it as PNG or GIF, which lose nothing."
 
 
@@ -40,67 +39,60 @@ def read_labels(path: Path | str) -> Labels:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one whole picture of at most 256 values.
+        ValueError: If the file is not one whole picture of at most `MAX_CLASSES` values.
     """
     what = "a GIF, PNG, TIFF or BMP mask"
     with open_picture(path, (*MASK_FORMATS, "JPEG"), what) as image:
         if image.format not in MASK_FORMATS:
             raise ValueError(f"{path} must be {what}, got a JPEG, which smears the edge. {GREY_ADVICE}")
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
         image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             alpha = image.convert("RGBA").getchannel("A")
             if alpha.getextrema()[0] < 255:
-                opaque = np.asarray(alpha) > 127
-                return Labels(opaque.view(np.uint8), {0: "0", 1: "255"}, from_alpha=True)
+                return Labels((np.asarray(alpha) > 127).view(np.uint8), {0: "0", 1: "255"}, from_alpha=True)
             image = image.convert("RGB")
-        if image.mode == "P":
-            index = np.asarray(image)
-            palette = image.getpalette("RGB")
-            used = used_levels(image, index)
-            return Labels(index, {i: name_value(tuple(palette[3 * i : 3 * i + 3]) or (0, 0, 0)) for i in used}, True)
-        if image.mode in ("1", "L"):
-            index = np.asarray(image.convert("L"))
-            return Labels(index, {level: str(level) for level in used_levels(image.convert("L"), index)})
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return number_levels(path, np.asarray(image))
-        pixels = np.asarray(image.convert("RGB"))
-        if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all():
-            index = np.ascontiguousarray(pixels[..., 0])
-            return Labels(index, {level: str(level) for level in used_levels(Image.fromarray(index), index)})
-        colours = Image.fromarray(pixels).getcolors(256)
-        if colours is None:
-            raise ValueError(f"{path} must hold two values, background and car, got the colours of a photo.")
-        index = np.zeros(pixels.shape[:2], np.uint8)
-        for number, (_, colour) in enumerate(colours):
-            index[(pixels == colour).all(axis=-1)] = number
-        return Labels(index, {number: name_value(colour) for number, (_, colour) in enumerate(colours)})
+        labels = number_bytes(image) if image.mode in ("1", "L", "P") else number_pixels(path, image)
+    if len(labels.values) > MAX_CLASSES:
+        raise ValueError(
+            f"{path} must hold two values, background and car, got {len(labels.values)} grey levels. {GREY_ADVICE}"
+        )
+    return labels
 
 
-def used_levels(image: Image.Image, index: np.ndarray) -> list[int]:
-    """List the levels that occur in an 8-bit picture; where there are at most two neighbours, without counting."""
+def number_bytes(image: Image.Image) -> Labels:
+    """Label a picture of one byte a pixel: a grey level, or the number of a palette's colour."""
+    palette = image.getpalette("RGB") if image.mode == "P" else np.repeat(range(256), 3).tolist()
+    index = np.asarray(image.convert("L") if image.mode == "1" else image)
     low, high = (int(level) for level in cv2.minMaxLoc(index)[:2])
-    if high - low < 2:
-        return sorted({low, high})
-    return np.flatnonzero(image.histogram()).tolist()
+    used = (low, high) if high - low < 2 else np.flatnonzero(image.histogram()).tolist()
+    return Labels(index, {i: name_value(palette[3 * i : 3 * i + 3] or (0, 0, 0)) for i in used}, image.mode == "P")
 
 
-def number_levels(path: Path | str, pixels: np.ndarray) -> Labels:
-    """Label a picture of 16 or 32 bits a pixel, (H, W)."""
-    levels, index = np.unique(pixels, return_inverse=True)
-    if len(levels) > 256:
-        raise ValueError(f"{path} must hold two values, background and car, got {len(levels)} levels. {GREY_ADVICE}")
-    if (levels != np.rint(levels)).any() or levels.min() < 0 or levels.max() > 65535:
-        raise ValueError(f"{path} must hold whole numbers from 0 to 65535, got {levels[:5].tolist()}. {GREY_ADVICE}")
-    levels = levels.astype(int)
-    if levels.max() > 255 and (levels % 257 == 0).all():  # 8 bits, stretched to 16
-        levels //= 257
-    index = index.astype(np.uint8).reshape(pixels.shape)
-    return Labels(index, {number: str(level) for number, level in enumerate(levels.tolist())})
+def number_pixels(path: Path | str, image: Image.Image) -> Labels:
+    """Label a picture of 16 or 32 bits a pixel, or of several channels."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        levels = np.unique(pixels)
+        if not np.isin(levels, np.arange(2**16)).all():
+            raise ValueError(
+                f"{path} must hold whole numbers from 0 to 65535, got {levels[:5].tolist()}. {GREY_ADVICE}"
+            )
+        stretched = levels[-1] > 255 and not (levels % 257).any()  # 8 bits as 16
+        names = [str(int(level) // (257 if stretched else 1)) for level in levels]
+    else:
+        image = image.convert("RGB")
+        colours = sorted(colour for _, colour in image.getcolors(MAX_CLASSES) or [])
+        if not colours:
+            raise ValueError(
+                f"{path} must hold two values, background and car, got over {MAX_CLASSES} colours. {GREY_ADVICE}"
+            )
+        weights = np.array([65536, 256, 1])
+        pixels, levels = np.asarray(image) @ weights, np.array(colours) @ weights
+        names = list(map(name_value, colours))
+    return Labels(np.searchsorted(levels, pixels).astype(np.uint8), dict(enumerate(names)))
 
 
-def name_value(colour: tuple[int, int, int]) -> str:
+def name_value(colour: Iterable[int]) -> str:
     """Name an RGB colour as the command line does.
 
     Example:
@@ -112,23 +104,17 @@ def name_value(colour: tuple[int, int, int]) -> str:
 
 
 def brightness(value: str) -> float:
-    if not value.startswith("#"):
-        return float(value)
-    red, green, blue = ImageColor.getrgb(value)
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+    return float(value) if value.isdecimal() else ImageColor.getcolor(value, "L")
 
 
-def parse_values(values: Iterable[str], setting: str) -> set[str]:
-    """Read values as a user writes them: grey levels, class numbers, #rrggbb or names of colours."""
-    names = set()
-    for value in map(str, values):
-        try:
-            names.add(str(int(value)) if re.fullmatch(r"\d{1,5}", value) else name_value(ImageColor.getrgb(value)[:3]))
-        except ValueError:
-            raise ValueError(
-                f"{setting} must be a grey level or class number such as 1, or a colour such as #800000, got {value!r}."
-            ) from None
-    return names
+def parse_value(value: str) -> str:
+    """Read a value as a user writes it: a grey level, a class number, #rrggbb or the name of a colour."""
+    try:
+        return str(int(value)) if value.isdecimal() else name_value(ImageColor.getrgb(value)[:3])
+    except ValueError:
+        raise ValueError(
+            f"car_value and unknown_value must be numbers such as 1 or colours such as #800000, got {value!r}."
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------------------- rule
@@ -138,8 +124,8 @@ def parse_values(values: Iterable[str], setting: str) -> set[str]:
 class MaskRule:
     """Which values are car and which are unknown, in every file of a set; all others are background."""
 
-    car: frozenset[str] = frozenset()
-    unknown: frozenset[str] = frozenset()
+    car: list[str]
+    unknown: list[str]
     by_class_number: bool = False  # the values are indices of palettes
 
     def classify(self, labels: Labels) -> dict[int, str]:
@@ -148,35 +134,16 @@ class MaskRule:
         kind = lambda name: "unknown" if name in self.unknown else "car" if name in self.car else "background"
         return {i: kind(name) for i, name in names.items()}
 
-    def to_json(self) -> list:
-        return [sorted(self.car), sorted(self.unknown), self.by_class_number]
-
-    @classmethod
-    def from_json(cls, rule: list) -> "MaskRule":
-        return cls(frozenset(rule[0]), frozenset(rule[1]), rule[2])
-
     def apply(self, labels: Labels) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the mask (H, W), bool, True on the car, and where it is known (H, W), bool, or None: everywhere."""
         kinds = self.classify(labels)
-        return select(labels, kinds, "car"), (
-            ~select(labels, kinds, "unknown") if "unknown" in kinds.values() else None
-        )
 
+        def select(kind: str) -> np.ndarray:
+            table = np.zeros(256, np.uint8)
+            table[[i for i in kinds if kinds[i] == kind]] = 1
+            return cv2.LUT(labels.index, table).view(bool)
 
-def select(labels: Labels, kinds: dict[int, str], kind: str) -> np.ndarray:
-    chosen = np.zeros(256, np.uint8)
-    chosen[[i for i in kinds if kinds[i] == kind]] = 1
-    if max(kinds) < 2 and not chosen[0] and chosen[1]:  # as in the competition's files: the indices are the mask
-        return labels.index.view(bool)
-    return cv2.LUT(labels.index, chosen).view(bool)
-
-
-def require_classes(path: Path, labels: Labels) -> None:
-    """Raise a ValueError if a file holds more values than anybody has classes."""
-    if len(labels.values) > MAX_CLASSES:
-        raise ValueError(
-            f"{path} must hold two values, background and car, got {len(labels.values)} grey levels. {GREY_ADVICE}"
-        )
+        return select("car"), ~select("unknown") if "unknown" in kinds.values() else None
 
 
 def decide_rule(
@@ -192,76 +159,54 @@ def decide_rule(
     Raises:
         ValueError: If the set does not follow one rule, or a value does not occur.
     """
-    car, unknown = parse_values(car_value, "car_value"), parse_values(unknown_value, "unknown_value")
-    if car & unknown:
-        raise ValueError(f"car_value and unknown_value must differ, got {', '.join(sorted(car & unknown))} in both.")
+    car, unknown = (sorted(set(map(parse_value, values))) for values in (car_value, unknown_value))
+    if set(car) & set(unknown):
+        raise ValueError(f"car_value and unknown_value must differ, got {', '.join(car)} and {', '.join(unknown)}.")
     files: dict[str, list[Path]] = {}
     for path, labels in masks.items():
         for value in set(labels.values.values()):
             files.setdefault(value, []).append(path)
-    if car and not car & files.keys():
-        numbers = {str(i) for labels in masks.values() if labels.has_palette for i in labels.values}
-        if car & numbers:
-            return MaskRule(frozenset(car), frozenset(unknown), by_class_number=True)
-        raise ValueError(
-            f"car_value must be a value of the masks, got {', '.join(sorted(car))}. They hold {count_values(files)}."
-        )
-    what = f"{next(iter(masks))} must hold two values" if len(masks) == 1 else "all masks must hold the same two values"
-    values = sorted(files.keys() - unknown, key=brightness)
-    mixed = len(values) == 3 and set(values) == {"0", "1", "255"} and not set(files["1"]) & set(files["255"])
-    if not car and len(values) > 2 and not mixed:
-        likely = [
-            value for value in values if value not in ("0", "255", "#e0e0c0")
-        ]  # VOC's border, as number and colour
-        likely = "1" if "1" in values else values[-1] if values == ["0", "128", "255"] or not likely else likely[-1]
-        way_out = f"--car-value {likely}" if likely.isdigit() else f'--car-value "{likely}"'
-        numbers = "They look like class numbers. " if all(brightness(value) < MAX_CLASSES for value in values) else ""
-        advice = f"{numbers}Say which of them is the car's, for example {way_out}; several may be named."
-        if any(labels.has_palette for labels in masks.values()):
-            advice += " Class numbers, the indices of the palette, will do, too."
-        if values == ["0", "128", "255"]:
-            advice += " If 128 means unknown: --unknown-value 128."
-        elif "255" in values and len(values) > 3:
-            advice += f" If they are the grey of smoothed edges: {GREY_ADVICE[0].lower()}{GREY_ADVICE[1:]}"
-        elif "255" in values:
-            advice += " A border that belongs to no class: --unknown-value 255."
-        raise ValueError(
-            f"{what}, background and car, got {len(values)}: "
-            f"{count_values({value: files[value] for value in values})}. {advice}"
-        )
-    if not car and len(values) == 2 and abs(brightness(values[0]) - brightness(values[1])) < 0.5:
-        raise ValueError(
-            f'{what}, one brighter, got {" and ".join(values)}. Say --car-value "{values[0]}", or the other.'
-        )
-    return MaskRule(frozenset(car or [value for value in values if value != "0"][-1 - mixed :]), frozenset(unknown))
-
-
-def guess_rule(path: Path, labels: Labels, car_value: Iterable[str], unknown_value: Iterable[str]) -> MaskRule:
-    """Return the rule that one file suggests, before the others of its set are known.
-
-    Raises:
-        ValueError: If the file holds grey levels.
-    """
-    if not car_value:
-        require_classes(path, labels)
-    try:
-        return decide_rule({path: labels}, car_value, unknown_value)
-    except ValueError:  # the set will decide, or complain
-        return MaskRule()
+    class_numbers = {str(i) for labels in masks.values() if labels.has_palette for i in labels.values}
+    if car:
+        if not (files.keys() | class_numbers) & set(car):
+            got = ", ".join(car)
+            raise ValueError(f"car_value must be a value of the masks, got {got}. They hold {count_values(files)}.")
+        return MaskRule(car, unknown, by_class_number=not files.keys() & set(car))
+    values = sorted(files.keys() - set(unknown), key=brightness)
+    if values == ["0", "1", "255"] and not set(files["1"]) & set(files["255"]):  # 0 and 1 in some, 0 and 255 in others
+        return MaskRule(["1", "255"], unknown)
+    if len({brightness(value) for value in values}) == len(values) <= 2:
+        return MaskRule([value for value in values if value != "0"][-1:], unknown)
+    with_doubt = values == ["0", "128", "255"]
+    likely = values[-1 if with_doubt else 1]
+    quoted = likely if likely.isdecimal() else f'"{likely}"'
+    advice = f"Say which of them is the car's, for example --car-value {quoted}; several may be named."
+    if brightness(values[-1]) < MAX_CLASSES:
+        advice = f"They look like class numbers. {advice}"
+    if class_numbers:
+        advice += " Class numbers, the indices of the palette, will do, too."
+    if with_doubt:
+        advice += " If 128 means unknown: --unknown-value 128."
+    elif "255" in values:
+        advice += " A border that belongs to no class: --unknown-value 255. Smoothed edges: threshold them."
+    what = next(iter(masks)) if len(masks) == 1 else "all masks together"
+    raise ValueError(
+        f"{what} must hold two values, background and a brighter car, got {len(values)}: "
+        f"{count_values({value: files[value] for value in values})}. {advice}"
+    )
 
 
 def count_values(files: dict[str, list[Path]]) -> str:
     """List values with the number of their files and one name each: `0 (6 files), 2 (1 file: car5.png)`."""
-    shown = sorted(files, key=brightness)[:8]
     several = lambda paths: f"{len(paths)} files" if len(paths) > 1 else f"1 file: {paths[0].name}"
-    return ", ".join(f"{value} ({several(files[value])})" for value in shown) + (" ..." if len(files) > 8 else "")
+    shown = [f"{value} ({several(files[value])})" for value in sorted(files, key=brightness)]
+    return ", ".join(shown[:8]) + (" ..." if len(shown) > 8 else "")
 
 
-def load_mask(path: Path | str, rule: MaskRule | None = None) -> np.ndarray:
-    """Read a mask (H, W), bool, True on the car; without the rule of its set by its own values alone."""
+def load_mask(path: Path | str) -> np.ndarray:
+    """Read a mask (H, W), bool, True on the car, by its own values alone."""
     labels = read_labels(path)
-    require_classes(path, labels)
-    return (rule or decide_rule({Path(path): labels})).apply(labels)[0]
+    return decide_rule({Path(path): labels}).apply(labels)[0]
 
 
 # --------------------------------------------------------------------------------------------- what looks wrong
@@ -280,56 +225,37 @@ class Facts:
     size: tuple[int, int]  # (height, width) in pixels
     share: float  # fraction of the photo that the car covers
     in_corners: bool  # all four corners of the photo are car
-    fit: float = 0.0  # how strong the photo's edges are along the outline, 1 as strong as anywhere
-    fit_upside_down: float = 0.0  # the same for the mask turned upside down
-    fit_rotated: float = 0.0  # the same for the mask after the photo's EXIF rotation, 0 if there is none
+    # How strong the photo's edges are along the outline, 1 as strong as anywhere: the mask as it is, upside down, and
+    # after the photo's EXIF rotation.
+    fits: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-def gather_facts(
-    mask_path: Path,
-    labels: Labels,
-    rule: MaskRule,
-    mask: np.ndarray,
-    image: np.ndarray,
-    coverage: np.ndarray,
-    orientation: int,
-) -> Facts:
-    """Measure a pair: mask (H, W), bool; photo (h, w, 3) and coverage (h, w), uint8; EXIF orientation, 1 to 8."""
-    corners = bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all())
-    kinds, share = rule.classify(labels), np.count_nonzero(mask) / mask.size
-    facts = Facts(mask_path, replace(labels, index=None), kinds, mask.shape, share, corners)
-    if share in (0, 1) or "unknown" in kinds.values():  # no outline, or one that ends at what is unknown
-        return facts
+def measure_fits(image: np.ndarray, coverage: np.ndarray, orientation: int) -> tuple[float, float, float]:
+    """Measure `Facts.fits` on a photo (h, w, 3) and its coverage (h, w), uint8, with its EXIF orientation, 1 to 8."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     edges = np.minimum(abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0)) + abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1)), 200)
     edges /= max(edges.mean(), 1e-3)
 
     def fit(turned: np.ndarray) -> float:
         car = (cv2.resize(turned, image.shape[1::-1]) > 127).view(np.uint8)
-        kernel, border = np.ones((3, 3), np.uint8), dict(borderType=cv2.BORDER_REPLICATE)
-        outline = cv2.dilate(car, kernel, **border) != cv2.erode(car, kernel, **border)
+        outline = cv2.morphologyEx(car, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).view(bool)
         return float(edges[outline].mean()) if outline.any() else 0.0
 
     rotated = Image.fromarray(coverage)
     rotated.getexif()[0x0112] = orientation
-    return replace(
-        facts,
-        fit=fit(coverage),
-        fit_upside_down=max(fit(coverage[::-1]), fit(coverage[::-1, ::-1])),
-        fit_rotated=fit(np.asarray(ImageOps.exif_transpose(rotated))) if 1 < orientation < 9 else 0.0,
-    )
+    rotated_fit = fit(np.asarray(ImageOps.exif_transpose(rotated))) if orientation > 1 else 0.0
+    return fit(coverage), max(fit(coverage[::-1]), fit(coverage[::-1, ::-1])), rotated_fit
 
 
 def explain_size(mask_path: Path, size: tuple[int, int], photo_size: tuple[int, int], orientation: int) -> str:
     """Say why a mask of (height, width) does not fit a photo of another size."""
-    got = f"got {size[1]}x{size[0]}"
-    if size == photo_size[::-1] and orientation >= 5:
-        why = f"{got}, which is the photo's before its EXIF rotation. Rotate the mask as the photo is shown."
-    elif size == photo_size[::-1]:
-        why = f"{got}, as if it lay on its side. Rotate the mask."
-    else:
-        why = f"{got}. Save the mask at the photo's size."
-    return f"{mask_path} must have the size of its photo, {photo_size[1]}x{photo_size[0]}, {why}"
+    why = ". Save the mask at the photo's size."
+    if size == photo_size[::-1]:
+        why = ", as if it lay on its side. Rotate the mask."
+        if orientation >= 5:
+            why = ", which is the photo's before its EXIF rotation. Rotate the mask as the photo is shown."
+    (height, width), (photo_height, photo_width) = size, photo_size
+    return f"{mask_path} must have the size of its photo, {photo_width}x{photo_height}, got {width}x{height}{why}"
 
 
 def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[str]]:
@@ -338,15 +264,15 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
     Returns:
         Warnings and notes, a sentence each.
     """
-    warnings, notes = [], []
-    name = lambda chosen: f"{name_some([fact.mask_path.name for fact in chosen])}"
-    n = len(facts)
+    warnings, notes, n = [], [], len(facts)
+    names = lambda chosen: name_some(fact.mask_path.name for fact in chosen)
+    better = lambda fact, way, factor: fact.fits[way] > factor * fact.fits[0]
     values = {value for fact in facts for value in fact.labels.values.values()}
-    others = sorted(values - rule.car - rule.unknown, key=brightness)
-    full, empty = [[fact for fact in facts if fact.share == share] for share in (1, 0)]
+    full, empty = ([fact for fact in facts if fact.share == share] for share in (1, 0))
     inverted = [fact for fact in facts if fact.in_corners and 0.5 < fact.share < 1]
     share = float(np.mean([fact.share for fact in facts if fact.share < 1] or [0]))
     if share > 0.5 or len(inverted) > n / 2:
+        others = sorted(values.difference(rule.car, rule.unknown), key=brightness)
         way_out = f' If the car is {others[0]} in them: --car-value "{others[0]}".' if others else ""
         warnings.append(
             f"the masks look inverted: car covers {share:.0%} of the photos on average, and all four corners of "
@@ -355,27 +281,25 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
     elif inverted:
         warnings.append(
             f"the masks may contradict each other: {len(inverted)} of {n} have car in all four corners of the photo, "
-            f"as if inverted: {name(inverted)}. Invert them, or leave them if they are close-ups."
+            f"as if inverted: {names(inverted)}. Invert them, or leave them if they are close-ups."
         )
     if full:
         warnings.append(
-            f"{count(len(full), 'mask is', 'masks are')} all car, no background: {name(full)}. Draw them anew."
+            f"{count(len(full), 'mask is', 'masks are')} all car, no background: {names(full)}. Draw them anew."
         )
-    rotated = [fact for fact in facts if fact.fit_rotated > FITS_BETTER * fact.fit]
+    rotated = [fact for fact in facts if better(fact, 2, FITS_BETTER)]
     if rotated:
         warnings.append(
             f"{count(len(rotated), 'mask fits', 'masks fit')} the photo as it was before its EXIF rotation: "
-            f"{name(rotated)}. Rotate the mask as the photo is shown, or save the photo without the rotation."
+            f"{names(rotated)}. Rotate the mask as the photo is shown, or save the photo without the rotation."
         )
-    flipped = [fact for fact in facts if fact.fit_upside_down > FITS_BETTER * fact.fit and fact not in rotated]
-    sure = [fact for fact in flipped if fact.fit_upside_down > max(1.5, FITS_FAR_BETTER * fact.fit)]
-    if len(flipped) > n / 2:
+    flipped = [fact for fact in facts if better(fact, 1, FITS_BETTER) and fact not in rotated]
+    if len(flipped) <= n / 2:
+        flipped = [fact for fact in flipped if fact.fits[1] > 1.5 and better(fact, 1, FITS_FAR_BETTER)]
+    if flipped:
         warnings.append(
-            f"{len(flipped)} of {n} masks fit their photos better upside down: {name(flipped)}. Turn the masks over."
-        )
-    elif sure:
-        warnings.append(
-            f"{count(len(sure), 'mask')} may be upside down: {name(sure)}. Look at them, and turn them over."
+            f"{count(len(flipped), 'mask fits its photo', 'masks fit their photos')} better upside down: "
+            f"{names(flipped)}. Look at them, and turn them over."
         )
     if len(empty) == n:
         warnings.append(
@@ -383,17 +307,13 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         )
     elif empty:
         notes.append(
-            f"{count(len(empty), 'photo shows', 'photos show')} no car, which is fine if it is meant: {name(empty)}"
+            f"{count(len(empty), 'photo shows', 'photos show')} no car, which is fine if it is meant: {names(empty)}"
         )
     if any(fact.labels.from_alpha for fact in facts):
         notes.append("the masks' shape is in their alpha channel: what is opaque is car")
-    if not values <= {"0", "1", "255"} and rule.car:
-        unknown = f", {' and '.join(sorted(rule.unknown))} unknown" if rule.unknown else ""
-        notes.append(
-            f"of the masks' values {' and '.join(sorted(rule.car))} is car{unknown}, the others are background"
-        )
-    elif {"1", "255"} <= values and len(rule.car) == 2:
-        notes.append("some masks hold 0 and 1, others 0 and 255: 1 and 255 are car")
+    if rule.car and not (values <= {"0", "1"} or values <= {"0", "255"}):
+        unknown = f", {' and '.join(rule.unknown)} unknown" if rule.unknown else ""
+        notes.append(f"of the masks' values {' and '.join(rule.car)} is car{unknown}, the others are background")
     return warnings, notes
 
 

@@ -1,7 +1,8 @@
 """Pictures on disk to arrays and back: reading of photos and masks, resizing, run lengths."""
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,11 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 
 def load_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> np.ndarray:
+    """Read a photo, upright and in colour: RGB (height, width, 3), uint8. See `read_image`."""
+    return read_image(path, target_size)[0]
+
+
+def read_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> tuple[np.ndarray, Size]:
     """Read a photo, upright and in colour.
 
     Args:
@@ -25,41 +31,32 @@ def load_image(path: Path | str, target_size: Callable[[int, int], Size] | None 
             is then decoded at 1/2, 1/4 or 1/8, as long as a third more than that is left.
 
     Returns:
-        RGB photo (height, width, 3), uint8.
+        RGB photo (height, width, 3), uint8, and its own (height, width), which a reduced decode would hide.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not one whole photo.
     """
-    return read_image(path, target_size)[0]
-
-
-def read_image(path: Path | str, target_size: Callable[[int, int], Size] | None = None) -> tuple[np.ndarray, Size]:
-    """Like `load_image`, with the photo's own (height, width) beside it, which a reduced decode would hide."""
     with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a preview beside the photo: MPO
-            raise ValueError(f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want.")
-        width, height = image.size
         profile = image.info.get("icc_profile")
         if image.format in ("JPEG", "MPO"):
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            if sideways:
-                width, height = height, width
+            sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)
+            size = image.size if sideways else image.size[::-1]
             if target_size is not None:
                 # A third more: the average of a picture that is hardly larger would be blurred twice.
-                least_height, least_width = (-(-4 * side // 3) for side in target_size(height, width))
-                image.draft(None, (least_height, least_width) if sideways else (least_width, least_height))
+                least = [-(-4 * side // 3) for side in target_size(*size)]
+                image.draft(None, least if sideways else least[::-1])
             image = ImageOps.exif_transpose(image)
         else:
             image = ImageOps.exif_transpose(image)
-            width, height = image.size
+            size = image.size[::-1]
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
             raise ValueError(f"{path} must have 8 or 16 bits a channel, got 32. Save it as an 8-bit PNG or JPEG.")
         if image.has_transparency_data:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return np.asarray(to_srgb(image, profile)), (height, width)
+        return np.asarray(to_srgb(image, profile)), size
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -86,67 +83,47 @@ def read_orientation(path: Path | str) -> int:
         return orientation if orientation in range(1, 9) else 1
 
 
-class open_picture:
-    """Open a picture with Pillow; whatever is wrong with the file becomes one sentence that names it."""
-
-    def __init__(self, path: Path | str, formats: tuple[str, ...], what: str):
-        self.path, self.formats, self.what = Path(path), formats, what
-
-    def __enter__(self) -> Image.Image:
-        try:
-            if self.path.is_dir():
-                raise ValueError(f"{self.path} must be a file, got a folder.")
-            if self.path.exists() and not self.path.is_file():  # reading a pipe or a device might never end
-                raise ValueError(f"{self.path} must be a file, got a pipe or a device.")
-            if self.path.exists() and self.path.stat().st_size == 0:
-                raise ValueError(f"{self.path} is empty. Copy or download it again.")
-            Image.init()  # Pillow otherwise knows only some formats until the first file that needs another
-            # By its name, Pillow would map some files into memory: a file cut short meanwhile then kills the process,
-            # and photos taken sideways (TIFF without compression) come out scrambled.
-            self.file = open(self.path, "rb")
-            self.image = Image.open(self.file, formats=self.formats)
-            return self.image
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
+@contextlib.contextmanager
+def open_picture(path: Path | str, formats: tuple[str, ...], what: str) -> Iterator[Image.Image]:
+    """Open a picture of one frame with Pillow; whatever is wrong with the file becomes one sentence that names it."""
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+            raise ValueError(f"{path} must be a file, got a folder, a pipe or a device.")
+        # By its name, Pillow would map some files into memory: a file cut short meanwhile then kills the process, and
+        # photos taken sideways (TIFF without compression) come out scrambled.
+        with open(path, "rb") as file:
+            if path.stat().st_size == 0:
+                raise ValueError(f"{path} is empty. Copy or download it again.")
+            with Image.open(file, formats=formats) as image:
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones' MPO: a preview beside it
+                    raise ValueError(
+                        f"{path} must be one picture, got {image.n_frames} frames. Save the frame that you want."
+                    )
+                yield image
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise ValueError(f"{path} must have at most {limit:.0f} million pixels, got more. Save it smaller.") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{path} must be {what}, got something else. Open it and save it anew.") from error
+    except Exception as error:  # Pillow's decoders raise nearly every kind of error on damaged files
+        if isinstance(error, ValueError) and str(path) in str(error):
             raise
-
-    def __exit__(self, kind, error, trace) -> None:
-        if hasattr(self, "image"):
-            self.image.close()
-        if hasattr(self, "file"):
-            self.file.close()
-        if error is None or str(self.path) in str(error) and isinstance(error, ValueError):
-            return
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"{self.path} does not exist.") from error
-        if isinstance(error, PermissionError):
-            raise PermissionError(f"{self.path} may not be read. Give yourself the right to read it.") from error
-        if isinstance(error, Image.DecompressionBombError):
-            raise ValueError(
-                f"{self.path} must have at most {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, got more. "
-                "Save it smaller."
-            ) from error
         if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(f"{self.path} cannot be read ({error.strerror}). Copy or download it again.") from error
-        if isinstance(error, Image.UnidentifiedImageError):
-            raise ValueError(
-                f"{self.path} must be {self.what}, got something else. Open it and save it anew."
-            ) from error
-        if isinstance(error, Exception):  # Pillow's decoders raise nearly every kind of error on damaged files
-            raise ValueError(f"{self.path} is damaged or cut short ({error}). Copy or download it again.") from error
+            raise type(error)(f"{path} cannot be read ({error.strerror}).") from error
+        raise ValueError(f"{path} is damaged or cut short ({error}). Copy or download it again.") from error
 
 
 def area_average(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resize (H, W) or (H, W, C) to (height, width, ...): each new pixel is the mean of the area that it covers."""
+    n_rows, rest = divmod(picture.shape[0], height)
     shrinks = picture.shape[0] >= height and picture.shape[1] >= width
-    n_rows = picture.shape[0] // height
-    if shrinks and picture.shape[0] == n_rows * height and picture.shape[1] % width and 1 < n_rows <= 257:
+    if shrinks and 1 < n_rows <= 257 and not rest and picture.shape[1] % width:
         # As in the competition's photos, 1918x1280, a new pixel is whole rows high: adding these up first takes half of
-        # the time.
-        in_bytes = picture.dtype == np.uint8  # of which 16 bits hold the sum of 257
-        sums = np.add.reduce(
-            picture.reshape(height, n_rows, *picture.shape[1:]), axis=1, dtype=np.uint16 if in_bytes else picture.dtype
-        )
+        # the time. 16 bits hold the sum of 257 bytes.
+        in_bytes = picture.dtype == np.uint8
+        rows = picture.reshape(height, n_rows, *picture.shape[1:])
+        sums = np.add.reduce(rows, axis=1, dtype=np.uint16 if in_bytes else picture.dtype)
         sums = cv2.resize(sums, (width, height), interpolation=cv2.INTER_AREA)
         return cv2.convertScaleAbs(sums, alpha=1 / n_rows) if in_bytes else sums / n_rows
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
