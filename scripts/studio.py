@@ -38,10 +38,8 @@ class Settings:
     stray: Fraction = 0.3  # how far room, lights and camera stray from one studio; more to train for other photos
 
     def __post_init__(self):
-        fits = re.fullmatch(r"\d+x\d+", self.size) and all(
-            32 <= side <= limit for side, limit in zip(self.shape, (1918, 1280))
-        )
-        if not fits:
+        size = re.fullmatch(r"(\d+)x(\d+)", self.size)
+        if not size or not (32 <= int(size[1]) <= 1918 and 32 <= int(size[2]) <= 1280):
             raise ValueError(f"size must be width x height from 32x32 to 1918x1280, got {self.size}.")
 
     @property

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 
 from carvana.studio.car import Car
-from carvana.studio.light import PosedCar, TracedCar, look_up, rotate, unit
+from carvana.studio.light import PosedCar, TracedCar
 from carvana.studio.room import FLOOR, TEXTURE_SCALE, TEXTURE_SIZE, Room, vary
+from carvana.studio.vectors import look_up, rotate, unit
 
 CHUNK = 60_000  # rays shaded at a time: the arrays stay in the processor's cache
 TILT = np.hypot(1.0, 0.13)  # the lens is shifted upwards
@@ -22,9 +23,6 @@ class Shot:
     photo: np.ndarray  # (H, W, 3) uint8 RGB
     mask: np.ndarray  # (H, W) uint8, 1 where the car covers at least half of a pixel
     coverage: np.ndarray  # (H, W) float32, the fraction of a pixel that the car covers, in quarters
-    floor_light: (
-        np.ndarray
-    )  # (H, W) float32, the fraction of light that the car leaves the floor; 1 where there is none
     empty: np.ndarray | None  # the same photo without car, shadow and reflection, if asked for
     quality: int  # of the JPEG file
 
@@ -46,17 +44,14 @@ class Camera:
         direction = np.stack(np.broadcast_arrays(x[None], TILT, z[:, None]), -1)
         return unit(direction.reshape(-1, 3)).astype(np.float32)
 
-    def project(self, points):
-        """Return frame positions (n, 2) in pixels, (row, column), of points (n, 3) of the world."""
-        away = points - self.eye
-        depth = away[:, 1] / TILT
-        row = self.horizon * self.height - away[:, 2] / depth / self.field * self.width
-        return np.stack([row, (away[:, 0] / depth / self.field + 0.5) * self.width], 1)
-
     def frame(self, points):
-        """Return the box around points (n, 3) of the world in whole pixels, (top, left) and (bottom, right)."""
-        spots = self.project(points)
-        return np.floor(spots.min(0)).astype(int), np.ceil(spots.max(0)).astype(int)
+        """Return first row, last row, first column, last column around points (n, 3) of the world, within the frame."""
+        x, y, z = (points - self.eye).T
+        scale = TILT * self.width / self.field / y
+        row, column = self.horizon * self.height - z * scale, x * scale + self.width / 2
+        size = np.repeat([self.height, self.width], 2)
+        box = [np.floor(row.min()), np.ceil(row.max()) + 1, np.floor(column.min()), np.ceil(column.max()) + 1]
+        return np.clip(box, 0, size).astype(int)
 
     def rays_in_bands(self, top, bottom, left, right):
         """Yield (first row, last row, rays) of a part of the frame, four rays a pixel, in bands of about CHUNK rays."""
@@ -65,6 +60,18 @@ class Camera:
         for first in range(top, bottom, step):
             last = min(first + step, bottom)
             yield first, last, self.rays(first + (np.arange(2 * (last - first)) + 0.5) / 2, columns)
+
+    def see_floor(self, room):
+        """Return the pixels that show the floor, as indices (n,), and where on it (n, 2), metres, float32."""
+        pixels, spots = [], []
+        for first in range(0, self.height, step := max(1, CHUNK // self.width)):
+            rows = np.arange(first, min(first + step, self.height))
+            rays = self.rays(rows + 0.5, np.arange(self.width) + 0.5)
+            distance, kind = room.meet(self.eye, rays)
+            at = np.flatnonzero(kind == FLOOR)
+            pixels.append(at + first * self.width)
+            spots.append((self.eye + rays[at] * distance[at, None])[:, :2])
+        return np.concatenate(pixels), np.concatenate(spots).astype(np.float32)
 
 
 class Sensor:
@@ -93,28 +100,6 @@ class Sensor:
         return np.clip(photo + grain + 0.5, 0, 255).astype(np.uint8)
 
 
-@dataclass
-class EmptyRoom:
-    """What no car changes, seen by one camera."""
-
-    light: np.ndarray  # (H, W, 3) float32
-    floor: np.ndarray  # (n,) indices of the pixels that show the floor
-    floor_xy: np.ndarray  # (n, 2) float32, where on the floor, metres
-
-    @classmethod
-    def render(cls, room, camera):
-        height, width = camera.height, camera.width
-        photo, floor, spots = np.empty((height, width, 3), np.float32), [], []
-        for first, last, rays in camera.rays_in_bands(0, height, 0, width):
-            photo[first:last] = average_four(room.see(np.broadcast_to(camera.eye, rays.shape), rays), last - first)
-            rays = camera.rays(first + np.arange(last - first) + 0.5, np.arange(width) + 0.5)
-            distance, kind = room.meet(np.broadcast_to(camera.eye, rays.shape), rays)
-            at = np.flatnonzero(kind == FLOOR)
-            floor.append(at + first * width)
-            spots.append((camera.eye + rays[at] * distance[at, None])[:, :2])
-        return cls(photo, np.concatenate(floor), np.concatenate(spots).astype(np.float32))
-
-
 def average_four(values, rows):
     """Average the four rays of each pixel: (4 * rows * columns, c), row after row, to (rows, columns, c)."""
     values = values.reshape(rows, 2, -1, 2, values.shape[-1])
@@ -138,74 +123,52 @@ def shoot_car(
     camera, room, sensor = Camera(rng, width, height, stray), Room(rng, stray), Sensor(rng, stray)
     traced = TracedCar(Car(np.random.default_rng([seed, number, 0]), detail), detail)
     offset = np.random.default_rng([seed, number, 2]).normal(0, (0.12, 0.08, 0.02))
-    background = EmptyRoom.render(room, camera)
+    wall = np.empty((height, width, 3), np.float32)
+    for first, last, rays in camera.rays_in_bands(0, height, 0, width):
+        wall[first:last] = average_four(room.see(camera.eye, rays), last - first)
+    floor, floor_xy = camera.see_floor(room)
     for view in views:
         posed = PosedCar(room, traced, view, offset)
-        noise = [seed, number, 2 + view]
-        texture = look_up_texture(room, rotate(background.floor_xy, posed.turn[:2, :2]))  # it turns with the table
-        share = posed.light_floor(background.floor_xy)
-        light, floor_light = background.light.copy(), np.ones((height, width), np.float32)
-        light.reshape(-1, 3)[background.floor] *= share[:, None] * texture
-        floor_light.ravel()[background.floor] = share
-        add_reflection(light, background, posed, camera)
+        column, row = rotate(floor_xy, posed.turn[:2, :2]).T * TEXTURE_SCALE + TEXTURE_SIZE / 2
+        light = wall.copy()
+        light.reshape(-1, 3)[floor] *= look_up(room.texture, column, row, borderMode=cv2.BORDER_REFLECT)
+        develop = lambda: sensor.develop(light, np.random.default_rng([seed, number, 2 + view]))
+        without = develop() if empty else None
+        light.reshape(-1, 3)[floor] *= posed.light_floor(floor_xy)[:, None]
+        add_reflection(light, floor, floor_xy, posed, camera)
         coverage = add_car(light, posed, camera)
-        photo, without = sensor.develop(light, np.random.default_rng(noise)), None
-        if empty:
-            light = background.light.copy()
-            light.reshape(-1, 3)[background.floor] *= texture
-            without = sensor.develop(light, np.random.default_rng(noise))
-        mask = (coverage >= 0.5).astype(np.uint8)
-        yield Shot(view, photo, mask, coverage, floor_light, without, sensor.quality)
+        yield Shot(view, develop(), (coverage >= 0.5).astype(np.uint8), coverage, without, sensor.quality)
 
 
-def look_up_texture(room, xy):
-    """Return the floor's texture (n, 3) at points (n, 2) of the turntable."""
-    column, row = (xy * TEXTURE_SCALE + TEXTURE_SIZE / 2).astype(np.float32).T
-    return look_up(room.texture, column, row, borderMode=cv2.BORDER_REFLECT)
-
-
-def add_reflection(light, background, posed, camera):
-    """Add the car's mirror image in the floor to `light` (H, W, 3), in place."""
+def add_reflection(light, floor, floor_xy, posed, camera):
+    """Add the car's mirror image in the floor, whose pixels and places are given, to `light` (H, W, 3), in place."""
     height, width = light.shape[:2]
-    (top, left), (bottom, right) = camera.frame(posed.vertices * (1, 1, -1))
-    row, column = np.divmod(background.floor, width)
-    near = np.flatnonzero((row >= top) & (row <= bottom) & (column >= left) & (column <= right))
-    eye = posed.to_car(camera.eye[None]).astype(np.float64)
+    top, bottom, left, right = camera.frame(posed.vertices * (1, 1, -1))
+    row, column = np.divmod(floor, width)
+    near = np.flatnonzero((row >= top) & (row < bottom) & (column >= left) & (column < right))
+    eye = posed.to_car(camera.eye[None])
     image = np.zeros((height * width, 4), np.float32)
-    for at in np.array_split(near, len(near) // CHUNK + 1):
-        if len(at) == 0:
-            continue
-        start = np.append(background.floor_xy[at], np.full((len(at), 1), 1e-3), 1).astype(np.float32)
-        start = posed.to_car(start).astype(np.float32)
+    for part in np.array_split(near, len(near) // CHUNK + 1):
+        start = posed.to_car(np.append(floor_xy[part], np.full((len(part), 1), 1e-3), 1)).astype(np.float32)
         rays = unit(start - eye).astype(np.float32) * np.float32([1, 1, -1])
-        prim, distance, where = posed.traced.shoot(start, rays)
-        hit = np.flatnonzero(prim >= 0)
-        if len(hit):
-            colour = posed.shade(rays[hit], prim[hit], distance[hit], where[hit], start[hit], rich=False)
-            steep = np.abs(rays[hit, 2])
-            fade = np.exp(-distance[hit] * steep / 0.45) * (1 - steep) ** 2
-            image[background.floor[at[hit]]] = np.append(colour, np.ones((len(hit), 1)), 1) * fade[:, None]
+        at, colour, point = posed.trace(start, rays, rich=False)
+        fade = np.exp(-point[:, 2] / 0.45) * (1 - np.abs(rays[at, 2])) ** 2
+        image[floor[part[at]]] = np.append(colour, np.ones((len(at), 1)), 1) * fade[:, None]
     image = cv2.GaussianBlur(image.reshape(height, width, 4), (0, 0), 0.004 * width + 0.3)
     light += posed.room.gloss * (image[..., :3] - image[..., 3:] * 0.8 * light)
 
 
 def add_car(light, posed, camera):
     """Draw the car over `light` (H, W, 3), in place, four rays a pixel; return its coverage (H, W), float32."""
-    height, width = light.shape[:2]
-    box = camera.frame(posed.vertices)
-    (top, left), (bottom, right) = np.clip(box[0], 0, (height, width)), np.clip(box[1] + 1, 0, (height, width))
-    coverage = np.zeros((height, width), np.float32)
-    eye = posed.to_car(camera.eye[None]).astype(np.float32)
+    coverage = np.zeros(light.shape[:2], np.float32)
+    top, bottom, left, right = camera.frame(posed.vertices)
+    eye = posed.to_car(camera.eye[None])
     for first, last, rays in camera.rays_in_bands(top, bottom, left, right):
-        rays = rotate(rays, posed.turn).astype(np.float32)
-        start = np.broadcast_to(eye, rays.shape)
-        prim, distance, where = posed.traced.shoot(start, rays)
-        hit = np.flatnonzero(prim >= 0)
-        seen = np.zeros((len(prim), 4), np.float32)
-        if len(hit):
-            colour = posed.shade(rays[hit], prim[hit], distance[hit], where[hit], start[hit])
-            # A lamp's glint does not spread over a pixel.
-            seen[hit] = np.append(np.minimum(colour, 1.6), np.ones((len(hit), 1)), 1)
+        rays = rotate(rays, posed.turn)
+        at, colour, _ = posed.trace(np.broadcast_to(eye, rays.shape), rays)
+        seen = np.zeros((len(rays), 4), np.float32)
+        # A lamp's glint does not spread over a pixel.
+        seen[at] = np.append(np.minimum(colour, 1.6), np.ones((len(at), 1)), 1)
         seen = average_four(seen, last - first)
         coverage[first:last, left:right] = seen[..., 3]
         light[first:last, left:right] = light[first:last, left:right] * (1 - seen[..., 3:]) + seen[..., :3]

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 
 from carvana.studio.car import BODY
-from carvana.studio.material import material, press
+from carvana.studio.material import Surface
+from carvana.studio.vectors import dot, look_up, rotate, sphere, unit
 
 try:
     from embreex.mesh_construction import TriangleMesh
@@ -13,42 +14,6 @@ except ImportError:  # scripts/studio.py says in one sentence how to install it
     EmbreeScene = None
 
 VIEWS = 16
-REMAP_ROWS = 30_000  # OpenCV's remap takes fewer than 32,768 rows at a time
-
-
-def sphere(n):
-    """Return n directions (n, 3), float32, evenly spread over the sphere."""
-    z = 1 - (2 * np.arange(n) + 1) / n
-    turn = np.arange(n) * np.pi * (3 - np.sqrt(5))
-    return np.stack([np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn), z], 1).astype(np.float32)
-
-
-def dot(a, b):
-    """Return the products (n,) of vectors (n, 3); three columns added are faster than a sum over rows of three."""
-    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
-
-
-def unit(vectors):
-    """Return vectors (n, 3) scaled to length 1."""
-    return vectors / np.sqrt(np.maximum(dot(vectors, vectors), 1e-18))[:, None]
-
-
-def blend(values, corner, where):
-    """Mix values (V, c) of the three vertices `corner` (n, 3) of each triangle hit at barycentrics `where` (n, 2)."""
-    u, v = where[:, :1], where[:, 1:]
-    return values[corner[:, 0]] * (1 - u - v) + values[corner[:, 1]] * u + values[corner[:, 2]] * v
-
-
-def rotate(vectors, matrix):
-    """Return vectors (n, k) @ matrix (k, m), without BLAS, whose sums differ between machines."""
-    return sum(vectors[:, k, None] * matrix[k] for k in range(vectors.shape[1]))
-
-
-def look_up(table, column, row, **border):
-    """Interpolate a table (H, W) or (H, W, c), float32, at columns and rows (n,): (n,) or (n, c)."""
-    place = np.stack([column, row], 1).astype(np.float32)[:, None]
-    parts = [place[start : start + REMAP_ROWS] for start in range(0, len(place), REMAP_ROWS)]
-    return np.concatenate([cv2.remap(table, part, None, cv2.INTER_LINEAR, **border)[:, 0] for part in parts])
 
 
 class TracedCar:
@@ -64,17 +29,16 @@ class TracedCar:
         # Light that reaches the floor, direction by direction.
         self.step = 0.07 / detail
         nx, ny = int((car.length + 3.6) / self.step), int((car.width + 3.6) / self.step)
-        grid = np.stack(np.meshgrid(np.arange(nx), np.arange(ny), indexing="ij"), -1).reshape(-1, 2)
-        grid = (grid - ((nx - 1) / 2, (ny - 1) / 2)) * self.step
+        grid = (np.indices((nx, ny)).reshape(2, -1).T - ((nx - 1) / 2, (ny - 1) / 2)) * self.step
         ground = np.append(grid, np.full((len(grid), 1), 1e-3), 1).astype(np.float32)
         self.floor_seen = (self.reached(ground, up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
         # Light that reaches the car's vertices, weighted by the cosine; from the floor comes what got there first.
-        open_floor = cv2.GaussianBlur(self.floor_seen.sum(-1), (0, 0), 1.0)
         cosine = np.maximum(rotate(car.normals, self.sky.T), 0)
         lit = self.reached(car.vertices + car.normals * 2e-3, self.sky, cosine > 0)
         self.seen = lit * cosine / (len(self.sky) / 4)
         down = np.flatnonzero(self.sky[:, 2] < 0)
         floor = car.vertices[:, None, :2] + self.sky[down, :2] * (car.vertices[:, None, 2:] / -self.sky[down, 2:])
+        open_floor = cv2.GaussianBlur(self.floor_seen.sum(-1), (0, 0), 1.0)
         self.seen[:, down] *= self.sample(open_floor, floor.reshape(-1, 2)).reshape(len(car.vertices), -1)
 
     def sample(self, table, xy):
@@ -97,22 +61,36 @@ class TracedCar:
         """Follow rays (n, 3) to the car, through its wheel arches.
 
         Returns:
-            triangle (n,) or -1, distance (n,), barycentrics (n, 2).
+            triangle (n,) or -1, point (n, 3), barycentrics (n, 2).
         """
-        car = self.car
         hit = self.scene.run(np.ascontiguousarray(origin), np.ascontiguousarray(direction), output=1)
-        prim, distance, where = hit["primID"].copy(), hit["tfar"].copy(), np.stack([hit["u"], hit["v"]], 1)
+        prim, point, where = (
+            hit["primID"].copy(),
+            origin + direction * hit["tfar"][:, None],
+            np.stack([hit["u"], hit["v"]], 1),
+        )
         at = np.flatnonzero(prim >= 0)
-        at = at[car.parts[car.faces[prim[at], 0]] == BODY]
-        point = origin[at] + direction[at] * distance[at, None]
-        hole = car.in_arch(point) & (np.abs(point[:, 1]) > 0.3 * car.width) & (self.face_normal[prim[at], 2] > -0.6)
-        at, point = at[hole], point[hole]
-        if len(at):
-            start = point + direction[at] * 2e-3
-            again = self.scene.run(np.ascontiguousarray(start), np.ascontiguousarray(direction[at]), output=1)
-            distance[at] += again["tfar"] + 2e-3
-            prim[at], where[at] = again["primID"], np.stack([again["u"], again["v"]], 1)
-        return prim, distance, where
+        at = at[self.car.parts[self.car.faces[prim[at], 0]] == BODY]
+        spot = point[at]
+        hole = (
+            self.car.in_arch(spot)
+            & (np.abs(spot[:, 1]) > 0.3 * self.car.width)
+            & (self.face_normal[prim[at], 2] > -0.6)
+        )
+        at = at[hole]
+        start = point[at] + direction[at] * 2e-3
+        hit = self.scene.run(np.ascontiguousarray(start), np.ascontiguousarray(direction[at]), output=1)
+        prim[at], where[at] = hit["primID"], np.stack([hit["u"], hit["v"]], 1)
+        point[at] = start + direction[at] * hit["tfar"][:, None]
+        return prim, point, where
+
+    def meet(self, origin, direction, behind=False):
+        """Return which rays (n, 3) hit the car (h,), and the surface there; `behind` takes no side for an inside."""
+        prim, point, where = self.shoot(origin, direction)
+        at = np.flatnonzero(prim >= 0)
+        prim = prim[at]
+        back = (dot(self.face_normal[prim], direction[at]) > 0) & (not behind)
+        return at, Surface(self.car, self.car.faces[prim], where[at], point[at], back)
 
 
 class PosedCar:
@@ -124,14 +102,14 @@ class PosedCar:
     """
 
     def __init__(self, room, traced, view, offset):
-        self.room, self.traced, self.car = room, traced, traced.car
+        self.room, self.traced = room, traced
         heading = -np.pi / 2 - 2 * np.pi / VIEWS * (view - 1) + offset[2]
         c, s = np.cos(heading), np.sin(heading)
         self.turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)  # car frame -> world
         self.shift = (self.turn @ np.array([offset[0], offset[1], 0])).astype(np.float32)
-        self.vertices = rotate(self.car.vertices, self.turn.T) + self.shift  # in the world
+        self.vertices = self.to_world(traced.car.vertices)
         sky = rotate(traced.sky, self.turn.T)
-        light = room.see(np.broadcast_to(np.float32([0, 0, 0.8]), sky.shape), sky)
+        light = room.see(np.float32([0, 0, 0.8]), sky)
         up = sky[:, 2] > 0
         # Lamps hang high, and each stands between the few rays.
         falls = (0.5 * light[up].mean(1) + 0.5 * light[up].mean()) * (0.25 + sky[up, 2])
@@ -145,57 +123,54 @@ class PosedCar:
         """Return points (n, 3) of the world in the car's frame."""
         return rotate(points - self.shift, self.turn)
 
+    def to_world(self, points):
+        """Return points (n, 3) of the car's frame in the world."""
+        return rotate(points, self.turn.T) + self.shift
+
     def light_floor(self, xy):
         """Return the fraction of light (n,) that the car leaves the floor at points (n, 2) of the world."""
         return self.traced.sample(self.floor_light, rotate(xy - self.shift[:2], self.turn[:2, :2]))
 
-    def shade(self, direction, prim, distance, where, origin, rich=True):
-        """Return the light (n, 3) that hits send back along rays of the car's frame.
+    def see_room(self, point, direction):
+        """Return the light (n, 3) that the room, in the car's shadow, sends along rays (n, 3) of the car's frame."""
+        return self.room.see(self.to_world(point), rotate(direction, self.turn.T), self.light_floor)
+
+    def trace(self, origin, direction, rich=True):
+        """Follow rays (n, 3) of the car's frame to the car.
 
         Args:
-            direction, prim, distance, where, origin: As `TracedCar.shoot` takes and returns them, hits alone.
             rich: Follow reflected rays and look through glass.
+
+        Returns:
+            Indices (h,) of the rays that hit the car, the light (h, 3) that they bring, and from where (h, 3).
         """
-        car, traced = self.car, self.traced
-        corner = car.faces[prim]
-        point, part = origin + direction * distance[:, None], car.parts[corner[:, 0]]
-        normal, coords = unit(blend(car.normals, corner, where)), blend(car.coords, corner, where)
-        back = dot(traced.face_normal[prim], direction) > 0
-        normal = np.where(back[:, None], -normal, normal)
-        colour, mirror, metal, glass = material(car, part, point, normal, coords, back)
-        normal = press(car, part, point, normal, coords)
-        arriving = np.where(back[:, None], 0.12, blend(self.light, corner, where))
+        at, surface = self.traced.meet(origin, direction)
+        direction, point, colour, mirror = direction[at], surface.point, surface.colour, surface.mirror
+        normal = surface.press()
+        arriving = np.where(surface.back[:, None], 0.12, surface.blend(self.light))
         if not rich:
-            return colour * arriving + 0.05 * (glass > 0)[:, None]
+            return at, colour * arriving + 0.05 * (surface.glass > 0)[:, None], point
         cosine = np.clip(-dot(direction, normal), 0, 1)
         bounce = unit(direction + 2 * cosine[:, None] * normal)
         bounce[:, 2] += 1e-4
-        world = rotate(point, self.turn.T) + self.shift
-        seen = self.room.see(world, rotate(bounce, self.turn.T), self.light_floor)
-        onto, *_ = traced.shoot(point + normal * 4e-3, bounce)
-        seen = np.minimum(np.where((onto >= 0)[:, None], car.look["paint"] * 0.35 + 0.02, seen), 6.0)
+        onto = self.traced.shoot(point + normal * 4e-3, bounce)[0] >= 0
+        itself = self.traced.car.look["paint"] * 0.35 + 0.02
+        seen = np.minimum(np.where(onto[:, None], itself, self.see_room(point, bounce)), 6.0)
         fresnel = mirror + (1 - mirror) * (1 - cosine) ** 5 * (mirror > 0.025)
         wet = np.where(mirror > 0.025, 1.0, 0.25) * (mirror > 0)
-        metal = metal[:, None]
+        metal = surface.metal[:, None]
         base = colour * ((1 - metal) * arriving + metal * (0.45 * np.minimum(seen, 1.6) + 0.6 * arriving))
         light = base * (1 - fresnel)[:, None] + seen * (fresnel * wet)[:, None]
-        at = np.flatnonzero(glass > 0)
-        if len(at):
-            through = self.look_through(point[at], direction[at], world[at])
-            light[at] += through * (glass[at] * (1 - fresnel[at]))[:, None]
-        return light
+        glass = np.flatnonzero(surface.glass > 0)
+        clear = surface.glass[glass] * (1 - fresnel[glass])
+        light[glass] += self.look_through(point[glass], direction[glass]) * clear[:, None]
+        return at, light, point
 
-    def look_through(self, point, direction, world):
+    def look_through(self, point, direction):
         """Return the light (n, 3) behind glass at points (n, 3): seats, the far windows, the room behind."""
-        car, start = self.car, point + direction * 3e-3
-        prim, distance, where = self.traced.shoot(start, direction)
-        through = self.room.see(world, rotate(direction, self.turn.T), self.light_floor)
-        hit = np.flatnonzero(prim >= 0)
-        if len(hit):
-            corner, none = car.faces[prim[hit]], np.zeros(len(hit), bool)
-            spot = start[hit] + direction[hit] * distance[hit, None]
-            normal, coords = blend(car.normals, corner, where[hit]), blend(car.coords, corner, where[hit])
-            colour, _, _, second = material(car, car.parts[corner[:, 0]], spot, normal, coords, none)
-            lit = colour * (0.25 + 0.35 * np.abs(normal[:, 2:]))
-            through[hit] = np.where(second[:, None] > 0, through[hit] * second[:, None], lit)
+        through = self.see_room(point, direction)
+        at, surface = self.traced.meet(point + direction * 3e-3, direction, behind=True)
+        lit = surface.colour * (0.25 + 0.35 * np.abs(surface.normal[:, 2:]))
+        glass = surface.glass[:, None]
+        through[at] = np.where(glass > 0, through[at] * glass, lit)
         return through

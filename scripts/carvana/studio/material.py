@@ -3,38 +3,44 @@
 import numpy as np
 
 from carvana.studio.car import BLACK, BODY, CABIN, CHROME, PLATE, RIM, SEAT, TYRE
-
-
-def material(car, part, point, normal, coords, back):
-    """Return what the car is made of at points of its own frame.
-
-    Args:
-        part, point, normal, coords: (n,), (n, 3), (n, 3), (n, 2) as in `Car`.
-        back: (n,) bool, whether the surface is seen from inside.
-
-    Returns:
-        colour (n, 3), reflectance seen head-on (n,), how metallic (n,), fraction of light that glass lets through (n,).
-    """
-    surface = Surface(car, part, point, normal, coords, back)
-    for finish in (surface.panels, surface.nose, surface.tail, surface.cabin, surface.wheels, surface.fittings):
-        finish()
-    return surface.colour, surface.mirror, surface.metal, surface.glass
+from carvana.studio.vectors import unit
 
 
 class Surface:
-    """Points of a car; each method overrides what the ones before it said of some of them."""
+    """What the car is made of at points of its own frame.
 
-    def __init__(self, car, part, point, normal, coords, back):
-        n, self.car, self.part, self.normal, self.back = len(point), car, part, normal, back
-        self.x, self.left, self.z, (self.t, self.s) = point[:, 0], point[:, 1], point[:, 2], coords.T
-        self.y, self.half, self.w = np.abs(point[:, 1]), car.length / 2, car.width / 2
-        self.body = part == BODY
-        self.colour = np.empty((n, 3), np.float32)
-        self.colour[:] = car.look["paint"]
-        self.mirror = np.full(n, 0.032, np.float32)
-        self.metal = np.full(n, car.look["metal"], np.float32)
-        self.glass = np.zeros(n, np.float32)
-        self.in_arch = car.in_arch(point, 0.06) if car.look["clad"] else np.zeros(n, bool)
+    Args:
+        corner: (n, 3) vertices of the triangle around each point.
+        where: (n, 2) barycentrics within it.
+        point: (n, 3).
+        back: (n,) bool, whether the surface is seen from inside.
+
+    Attributes:
+        colour: (n, 3).
+        mirror: (n,) reflectance seen head-on.
+        metal: (n,) how metallic.
+        glass: (n,) fraction of light that glass lets through.
+        normal: (n, 3) on the side that is seen.
+    """
+
+    def __init__(self, car, corner, where, point, back):
+        self.car, self.corner, self.where, self.point, self.back = car, corner, where, point, back
+        self.part, normal = car.parts[corner[:, 0]], unit(self.blend(car.normals))
+        self.normal = np.where(back[:, None], -normal, normal)
+        self.x, self.left, self.z = point.T
+        self.t, self.s = self.blend(car.coords).T
+        self.y, self.half, self.w = np.abs(self.left), car.length / 2, car.width / 2
+        self.body = self.part == BODY
+        self.colour = np.tile(np.float32(car.look["paint"]), (len(point), 1))
+        self.mirror, self.metal, self.glass = np.float32([[0.032], [car.look["metal"]], [0]]).repeat(len(point), 1)
+        # Each overrides what the ones before it said of some points.
+        for finish in (self.panels, self.nose, self.tail, self.cabin, self.wheels, self.fittings):
+            finish()
+
+    def blend(self, values):
+        """Mix values (V, c) of the triangles' vertices: (n, c)."""
+        (a, b, c), (u, v) = self.corner.T, self.where.T[..., None]
+        return values[a] * (1 - u - v) + values[b] * u + values[c] * v
 
     def put(self, where, colour, mirror=0.03, metal=0.0):
         self.colour[where], self.mirror[where], self.metal[where] = colour, mirror, metal
@@ -44,7 +50,7 @@ class Surface:
         car, look, x, y, t, put = self.car, self.car.look, self.x, self.y, self.t, self.put
         side, top = self.body & (np.abs(self.normal[:, 1]) > 0.5) & (t > 0), self.body & (t > 1)
         if look["clad"]:
-            put(self.body & ((t < 0.17) | self.in_arch & (t < 0.9)), 0.03, 0.02)
+            put(self.body & ((t < 0.17) | car.in_arch(self.point, 0.06) & (t < 0.9)), 0.03, 0.02)
         put(self.body & (t < 0.05), 0.02, 0.02)
         for line in car.doors:
             put(side & (np.abs(x - line - 0.05 * (t - 0.5)) < 0.006) & (t > 0.10) & (t < 1.05), look["paint"] * 0.12)
@@ -163,18 +169,16 @@ class Surface:
         put(self.back & self.body, 0.006, 0.0)
         put(self.back & (part == CABIN), look["cloth"] * 0.5 + 0.02, 0.0)
 
-
-def press(car, part, point, normal, coords):
-    """Tilt the normals (n, 3) where the sheet is pressed into lines: on the sides, the bonnet, above the bumpers."""
-    look, t = car.look, coords[:, 0]
-    tilt = np.zeros_like(normal)
-    side = (part == BODY) & (t > 0) & (t < 1)
-    for line, depth, wide in look["lines"]:
-        tilt[:, 2] += np.where(side, depth * np.exp(-(((t - line - 0.02 * point[:, 0]) / wide) ** 2)), 0)
-    hood = (part == BODY) & (t > 1) & (point[:, 0] > car.cabin_span[0])
-    spot = np.abs(point[:, 1]) - car.width * (look["hood"][0] - 0.06 * (point[:, 0] - car.cabin_span[0]))
-    tilt[:, 1] = np.where(hood, look["hood"][1] * np.sign(point[:, 1]) * np.exp(-((spot / 0.05) ** 2)), 0)
-    ends = side & (np.abs(point[:, 0]) > car.length / 2 - 0.45)
-    tilt[:, 2] += np.where(ends, 0.3 * np.exp(-(((t - look["bumper"]) / 0.03) ** 2)), 0)
-    tilt += normal
-    return tilt / np.sqrt((tilt * tilt).sum(1, keepdims=True))
+    def press(self):
+        """Return the normals (n, 3), tilted where the sheet is pressed: sides, bonnet, above the bumpers."""
+        car, look, x, t = self.car, self.car.look, self.x, self.t
+        tilt = self.normal.copy()
+        side = self.body & (t > 0) & (t < 1)
+        for line, depth, wide in look["lines"]:
+            tilt[:, 2] += np.where(side, depth * np.exp(-(((t - line - 0.02 * x) / wide) ** 2)), 0)
+        ends = side & (np.abs(x) > self.half - 0.45)
+        tilt[:, 2] += np.where(ends, 0.3 * np.exp(-(((t - look["bumper"]) / 0.03) ** 2)), 0)
+        hood = self.body & (t > 1) & (x > car.cabin_span[0])
+        spot = self.y - car.width * (look["hood"][0] - 0.06 * (x - car.cabin_span[0]))
+        tilt[:, 1] += np.where(hood, look["hood"][1] * np.sign(self.left) * np.exp(-((spot / 0.05) ** 2)), 0)
+        return unit(tilt)

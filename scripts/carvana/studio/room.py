@@ -53,8 +53,8 @@ class Room:
     def meet(self, origin, direction):
         """Follow rays (n, 3) to the room: distance (n,) and what they meet (n,), FLOOR, WALL or CEILING."""
         z = np.where(np.abs(direction[:, 2]) < 1e-6, 1e-6, direction[:, 2])
-        level = np.where(z < 0, -origin[:, 2], self.ceiling - origin[:, 2]) / z
-        offset, flat = origin[:, :2] - self.middle, direction[:, :2]
+        level = np.where(z < 0, -origin[..., 2], self.ceiling - origin[..., 2]) / z
+        offset, flat = origin[..., :2] - self.middle, direction[:, :2]
         (fx, fy), (ox, oy) = flat.T, offset.T
         a, b, c = fx * fx + fy * fy + 1e-9, ox * fx + oy * fy, ox * ox + oy * oy - self.radius**2
         round_ = (np.sqrt(np.maximum(b * b - a * c, 0)) - b) / a
@@ -64,7 +64,7 @@ class Room:
         """Return the light (n, 3), float32, that the room without the car sends along rays.
 
         Args:
-            origin, direction: (n, 3).
+            origin, direction: (n, 3); one origin (3,) will do.
             floor_light: Maps points of the floor (n, 2) to the fraction of light that the car leaves them.
         """
         distance, kind = self.meet(origin, direction)
