@@ -5,23 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from carvana.cutout import (
-    OUTLINE_COLOUR,
-    clean_edge,
-    cover,
-    crop_picture,
-    cut_out,
-    draw_overlay,
-    encode_picture,
-    find_crop,
-    find_shadow,
-    find_transparency,
-    keep_thin_parts,
-    make_pictures,
-    read_background,
-    read_crop,
-    replace_background,
-)
+from carvana import cutout
 from PIL import Image
 from red_network import draw_photo, is_red
 
@@ -46,7 +30,7 @@ def draw_car(height: int = 320, width: int = 480) -> tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("threshold", [0.15, 0.5, 0.85])
 def test_transparency_is_steep_at_the_threshold_and_exact_elsewhere(threshold):
     probability = np.linspace(0, 1, 1001, dtype=np.float32)[None]
-    alpha = find_transparency(probability, threshold)[0]
+    alpha = cutout.find_transparency(probability, threshold)[0]
     assert (np.diff(alpha.astype(int)) >= 0).all()
     assert alpha[probability[0] < threshold / 2 - 0.001].max() == 0
     assert alpha[probability[0] > (1 + threshold) / 2 + 0.001].min() == 255
@@ -57,14 +41,14 @@ def test_transparency_is_steep_at_the_threshold_and_exact_elsewhere(threshold):
 @pytest.mark.parametrize("size", [(320, 480), (1280, 1918)])
 def test_edge_gets_the_cars_own_colour_and_opaque_pixels_stay_bitwise_identical(size):
     photo, car, alpha = draw_car(*size)
-    cleaned = clean_edge(photo, alpha)
+    cleaned = cutout.clean_edge(photo, alpha)
     edge = (alpha > 0) & (alpha < 255)
     error = lambda picture: np.abs(picture[edge].astype(float) - car[edge]).mean()
     assert error(cleaned) < 0.25 * error(photo)
     assert np.array_equal(cleaned[~edge], photo[~edge])
-    on_black = replace_background(cleaned, alpha, np.zeros((1, 1, 3), np.uint8))
+    on_black = cutout.replace_background(cleaned, alpha, np.zeros((1, 1, 3), np.uint8))
     assert on_black[..., 1].max() <= car[..., 1].max() + 5  # none of the wall's green shines through
-    cut = cut_out(cleaned, alpha)
+    cut = cutout.cut_out(cleaned, alpha)
     assert np.array_equal(cut[..., 3], alpha)
     assert not cut[alpha == 0].any()
 
@@ -72,11 +56,11 @@ def test_edge_gets_the_cars_own_colour_and_opaque_pixels_stay_bitwise_identical(
 def test_edge_of_no_car_of_all_car_and_of_a_line_is_cleaned_without_error():
     photo = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
     alpha = np.zeros((100, 150), np.uint8)
-    assert np.array_equal(clean_edge(photo, alpha), photo)
-    assert np.array_equal(clean_edge(photo, alpha + np.uint8(255)), photo)
+    assert np.array_equal(cutout.clean_edge(photo, alpha), photo)
+    assert np.array_equal(cutout.clean_edge(photo, alpha + np.uint8(255)), photo)
     alpha[50] = 200
-    assert np.array_equal(clean_edge(photo, alpha)[alpha == 0], photo[alpha == 0])
-    assert clean_edge(photo[:1, :1], alpha[50:51, :1]).shape == (1, 1, 3)
+    assert np.array_equal(cutout.clean_edge(photo, alpha)[alpha == 0], photo[alpha == 0])
+    assert cutout.clean_edge(photo[:1, :1], alpha[50:51, :1]).shape == (1, 1, 3)
 
 
 def draw_floor(shadow_strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,7 +80,7 @@ def draw_floor(shadow_strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def test_shadow_is_as_dark_as_the_floor_shows_it():
     photo, alpha, cast = draw_floor(0.7)
-    shadow = find_shadow(photo, alpha) / 255
+    shadow = cutout.find_shadow(photo, alpha) / 255
     dark = (cast > 0.1) & (alpha == 0)
     assert np.abs(shadow - cast)[dark].mean() < 0.2 * cast[dark].mean()
     assert shadow[(cast < 0.01) & (alpha == 0)].max() < 0.05  # neither the line nor the wall is a shadow
@@ -105,60 +89,54 @@ def test_shadow_is_as_dark_as_the_floor_shows_it():
 
 def test_contact_shadow_stands_in_where_the_floor_shows_none():
     photo, alpha, _ = draw_floor(0)
-    for picture, shape in (
-        (photo, alpha),
-        (photo[:262], alpha[:262]),
-        (photo[120:262, 180:421], alpha[120:262, 180:421]),
-    ):
-        shadow = find_shadow(picture, shape)
-        assert shadow.shape == shape.shape
+    for part in np.s_[:, :], np.s_[:262], np.s_[120:262, 180:421]:
+        shadow = cutout.find_shadow(photo[part], alpha[part])
+        assert shadow.shape == alpha[part].shape
         assert shadow[-15:].max() > 60 or shadow[240:262, 300].max() > 60  # between the wheels
         assert shadow[:80].max() == 0
     noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
-    assert 60 < find_shadow(noise, alpha)[:, 300].max() < 160
-    assert not find_shadow(photo, np.zeros_like(alpha)).any()
-    assert find_shadow(photo[:1, :1], alpha[:1, :1] + np.uint8(255)).shape == (1, 1)
+    assert 60 < cutout.find_shadow(noise, alpha)[:, 300].max() < 160
+    assert not cutout.find_shadow(photo, np.zeros_like(alpha)).any()
+    assert cutout.find_shadow(photo[:1, :1], alpha[:1, :1] + np.uint8(255)).shape == (1, 1)
 
 
 def test_shadow_is_black_under_the_car_in_the_cut_out_and_darkens_a_new_background():
     photo, alpha, _ = draw_floor(0.7)
     alpha = cv2.GaussianBlur(alpha, (0, 0), 1)
-    shadow = find_shadow(photo, alpha)
-    cut = cut_out(photo, alpha, shadow)
+    shadow = cutout.find_shadow(photo, alpha)
+    cut = cutout.cut_out(photo, alpha, shadow)
     assert np.array_equal(cut[alpha == 255], np.dstack([photo, alpha])[alpha == 255])
     assert not cut[alpha == 0, :3].any()
     assert np.array_equal(cut[alpha == 0, 3], shadow[alpha == 0])
     white = np.full((1, 1, 3), 255, np.uint8)
     on_white = cut[..., :3] * (cut[..., 3:] / 255) + 255 - cut[..., 3:]
-    assert np.abs(on_white - replace_background(photo, alpha, white, shadow)).max() <= 2
+    assert np.abs(on_white - cutout.replace_background(photo, alpha, white, shadow)).max() <= 2
 
 
 def test_background_fills_the_photo_undistorted_and_the_car_keeps_its_colours():
     photo = draw_photo(180, 120)
     alpha = np.where(is_red(photo), 255, 0).astype(np.uint8)
-    composed = replace_background(photo, alpha, read_background("#0a0b0c"))
+    composed = cutout.replace_background(photo, alpha, cutout.read_background("#0a0b0c"))
     assert np.array_equal(composed[alpha == 255], photo[alpha == 255])
     assert (composed[alpha == 0] == (10, 11, 12)).all()
     circle = np.zeros((100, 300, 3), np.uint8)
     cv2.circle(circle, (150, 50), 30, (255, 255, 255), -1)
     for height, width in ((200, 200), (50, 400), (400, 50), (1, 1)):
-        covered = cover(circle, height, width)
+        covered = cutout.cover(circle, height, width)
         assert covered.shape == (height, width, 3)
-    rows, columns = np.nonzero(cover(circle, 200, 200)[..., 0] > 127)
+    rows, columns = np.nonzero(cutout.cover(circle, 200, 200)[..., 0] > 127)
     assert abs(np.ptp(rows) - np.ptp(columns)) <= 2 and abs(rows.mean() - 100) < 2 and abs(columns.mean() - 100) < 2
 
 
 def test_background_must_be_a_colour_or_a_photo(tmp_path):
-    assert read_background("white").tolist() == [[[255, 255, 255]]]
+    assert cutout.read_background("white").tolist() == [[[255, 255, 255]]]
     Image.fromarray(draw_photo(20, 10)).save(tmp_path / "wall.png")
-    assert read_background(str(tmp_path / "wall.png")).shape == (10, 20, 3)
-    with pytest.raises(
-        ValueError, match="background must be a colour such as white or #e0e0e0, or a photo's path, got whit."
-    ):
-        read_background("whit")
+    assert cutout.read_background(str(tmp_path / "wall.png")).shape == (10, 20, 3)
+    with pytest.raises(ValueError, match="must be a colour such as white or #e0e0e0, or a photo's path, got whit."):
+        cutout.read_background("whit")
     (tmp_path / "text.jpg").write_text("no photo")
     with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
-        read_background(str(tmp_path / "text.jpg"))
+        cutout.read_background(str(tmp_path / "text.jpg"))
 
 
 def test_a_faint_aerial_is_kept_and_a_faint_panel_or_a_faint_line_elsewhere_is_not():
@@ -167,7 +145,7 @@ def test_a_faint_aerial_is_kept_and_a_faint_panel_or_a_faint_line_elsewhere_is_n
     logits[200:300, 400:403] = logits[500:560, 300:500] = logits[100:200, 800:803] = -0.5  # probability 0.38
     alpha = np.where(logits > 0, 255, 0).astype(np.uint8)
     before = alpha.copy()
-    keep_thin_parts(alpha, logits, 0.5)
+    cutout.keep_thin_parts(alpha, logits, 0.5)
     assert (alpha[200:290, 400:403] == 255).all()
     alpha[200:300, 400:403] = 0
     assert np.count_nonzero(alpha != before) < 20  # rounded corners of the panel at most
@@ -176,27 +154,27 @@ def test_a_faint_aerial_is_kept_and_a_faint_panel_or_a_faint_line_elsewhere_is_n
 def test_crop_keeps_the_whole_car_in_the_shape_asked_for():
     alpha = np.zeros((300, 500), np.uint8)
     alpha[100:200, 200:400] = 255
-    assert find_crop(alpha, 0) == (190, 90, 220, 120)
+    assert cutout.find_crop(alpha, 0) == (190, 90, 220, 120)
     for shape in ("1:1", "4:3", "21:9", "9:16"):
-        box = find_crop(alpha, read_crop((shape,)))
-        cropped = crop_picture(alpha, box)
+        box = cutout.find_crop(alpha, cutout.read_crop((shape,)))
+        cropped = cutout.crop_picture(alpha, box)
         assert cropped.shape == (box[3], box[2])
-        assert box[2] / box[3] == pytest.approx(read_crop((shape,)), abs=0.02)
+        assert box[2] / box[3] == pytest.approx(cutout.read_crop((shape,)), abs=0.02)
         assert np.count_nonzero(cropped) == np.count_nonzero(alpha)
-    assert crop_picture(alpha, find_crop(alpha, 9 / 16))[0].max() == 0  # taller than the photo: padded
+    assert cutout.crop_picture(alpha, cutout.find_crop(alpha, 9 / 16))[0].max() == 0  # taller than the photo: padded
     alpha[:] = 0
-    assert find_crop(alpha, 1) == (0, 0, 500, 300)
-    assert (read_crop(None), read_crop(())) == (None, 0)
+    assert cutout.find_crop(alpha, 1) == (0, 0, 500, 300)
+    assert (cutout.read_crop(None), cutout.read_crop(())) == (None, 0)
     for words in (("4x3",), ("0:3",), ("4:3", "car.jpg"), ("car.jpg",)):
         with pytest.raises(ValueError, match="crop must be width:height such as 4:3, got"):
-            read_crop(words)
+            cutout.read_crop(words)
 
 
 def test_cropped_cut_out_and_background_show_the_same_car_with_its_shadow():
     photo, alpha, _ = draw_floor(0.7)
     logits = np.where(alpha > 0, np.float32(9), np.float32(-9))
     white = np.full((1, 1, 3), 255, np.uint8)
-    made = dict(make_pictures(photo, logits, 0.5, ("cutout", "background"), white, shadow=True, crop=4 / 3))
+    made = dict(cutout.make_pictures(photo, logits, 0.5, ("cutout", "background"), white, shadow=True, crop=4 / 3))
     cut, before_white = made["cutout"], made["background"]
     assert cut.shape[:2] == before_white.shape[:2] and cut.shape[1] / cut.shape[0] == pytest.approx(4 / 3, abs=0.01)
     assert np.array_equal(cut[cut[..., 3] == 255][:, :3], before_white[cut[..., 3] == 255])
@@ -205,7 +183,7 @@ def test_cropped_cut_out_and_background_show_the_same_car_with_its_shadow():
 
 def test_webp_keeps_transparency_and_colours():
     _, car, alpha = draw_car()
-    content = encode_picture(np.dstack([car, alpha]), ".webp")
+    content = cutout.encode_picture(np.dstack([car, alpha]), ".webp")
     with Image.open(io.BytesIO(content)) as picture:
         assert (picture.format, picture.mode) == ("WEBP", "RGBA")
         pixels = np.array(picture)
@@ -217,8 +195,8 @@ def test_overlay_shows_car_and_outline():
     photo = np.full((120, 180, 3), 128, np.uint8)
     mask = np.zeros((120, 180), bool)
     mask[30:90, 40:140] = True
-    overlay = draw_overlay(photo, mask)
+    overlay = cutout.draw_overlay(photo, mask)
     assert np.array_equal(overlay[~mask][0], photo[0, 0])
     assert not np.array_equal(overlay[60, 90], photo[60, 90])
-    assert tuple(overlay[30, 90]) == tuple(overlay[60, 40]) == OUTLINE_COLOUR
+    assert tuple(overlay[30, 90]) == tuple(overlay[60, 40]) == cutout.OUTLINE_COLOUR
     assert (photo == 128).all()  # the photo itself is not drawn upon
