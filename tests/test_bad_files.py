@@ -449,6 +449,7 @@ GOOD_MASKS = {
     "a palette png": lambda: palette_mask(HALF, [0, 0, 0, 255, 255, 255], "PNG"),
     "a png of 0 and 255": lambda: encoded(Image.fromarray(HALF * 255), "PNG"),
     "a png of 0 and 1": lambda: encoded(Image.fromarray(HALF), "PNG"),
+    "a png of two greys": lambda: encoded(Image.fromarray(HALF * 190 + 10), "PNG"),
     "a png of one bit": lambda: encoded(Image.fromarray(HALF * 255).convert("1"), "PNG"),
     "a png of three channels": lambda: encoded(Image.fromarray(HALF * 255).convert("RGB"), "PNG"),
     "a png with opaque alpha": lambda: encoded(Image.fromarray(HALF * 255).convert("RGBA"), "PNG"),

@@ -17,26 +17,21 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from carvana.listing import Pair
-from carvana.masks import Facts, MaskRule, decide_rule, explain_size, find_oddities, measure_fits, read_labels
+from carvana.masks import Facts, Labels, MaskRule, decide_rule, explain_size, find_oddities, measure_fits, read_labels
 from carvana.pictures import area_average, read_image, read_orientation
 
 CACHE_VERSION = 4  # part of each cache's key: raise it when cached pixels change meaning
 
 
 def read_pair(
-    pair: Pair,
-    width: int,
-    height: int,
-    rule: MaskRule | None = None,
-    car_value: Sequence[str] = (),
-    unknown_value: Sequence[str] = (),
+    pair: Pair, width: int, height: int, decide: Callable[[dict[Path, Labels]], MaskRule] = decide_rule
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Facts]:
     """Read a pair at training size.
 
     Args:
         pair: The files.
         width, height: Training size in pixels.
-        rule: Which values of the mask are car; None for what the two next settings and this file alone suggest.
+        decide: Tells from what the mask holds which of its values are car.
 
     Returns:
         Photo (height, width, 3), uint8; coverage (height, width), uint8, 255 where a pixel is all car; known (height,
@@ -47,10 +42,7 @@ def read_pair(
     """
     image, native_size = read_image(pair.image_path, target_size=lambda *_: (height, width))
     labels, orientation = read_labels(pair.mask_path), read_orientation(pair.image_path)
-    try:
-        rule = rule or decide_rule({pair.mask_path: labels}, car_value, unknown_value)
-    except ValueError:  # the set will decide, or complain
-        rule = MaskRule([], [])
+    rule = decide({pair.mask_path: labels})
     mask, known = rule.apply(labels)
     if mask.shape != native_size:
         raise ValueError(explain_size(pair.mask_path, mask.shape, native_size, orientation))
@@ -94,9 +86,15 @@ def read_set(
     facts: dict[int, Facts] = {}
     problems: list[str] = []
 
-    def read(row: int, rule: MaskRule | None = None) -> None:
+    def guess(masks: dict[Path, Labels]) -> MaskRule:
         try:
-            *pixels, facts[row] = read_pair(pairs[row], width, height, rule, car_value, unknown_value)
+            return decide_rule(masks, car_value, unknown_value)
+        except ValueError:  # the set will decide, or complain
+            return MaskRule([], [])
+
+    def read(row: int, decide: Callable = guess) -> None:
+        try:
+            *pixels, facts[row] = read_pair(pairs[row], width, height, decide)
             store(row, *pixels)
         except (OSError, ValueError) as error:
             problems.append(str(error))
@@ -104,15 +102,15 @@ def read_set(
     # Threads do: Pillow and OpenCV decode outside Python's lock.
     bar = dict(desc=label, disable=quiet, leave=False, file=sys.stderr)
     thread_map(read, range(len(pairs)), max_workers=os.cpu_count(), tqdm_class=tqdm, **bar)
-    rule, found = None, [facts[row] for row in sorted(facts)]
+    facts = dict(sorted(facts.items()))
     try:
-        rule = decide_rule({fact.mask_path: fact.labels for fact in found}, car_value, unknown_value)
+        rule = decide_rule({fact.mask_path: fact.labels for fact in facts.values()}, car_value, unknown_value)
     except ValueError as error:
-        return None, found, [*sorted(problems), str(error)]
+        return None, [*facts.values()], [*sorted(problems), str(error)]
     # A file alone may suggest another rule than its set: what is read as car there is read again.
     for row in [row for row, fact in facts.items() if fact.kinds != rule.classify(fact.labels)]:
-        read(row, rule)
-    return rule, [facts[row] for row in sorted(facts)], sorted(problems)
+        read(row, lambda _: rule)
+    return rule, [*facts.values()], sorted(problems)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ One rule holds for a whole set: the same value means the same class in every fil
 darker of the set's two values is background and the brighter one car. Whatever a set holds besides needs `car_value`.
 """
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,22 +178,21 @@ def decide_rule(
         return MaskRule(["1", "255"], unknown)
     if len({brightness(value) for value in values}) == len(values) <= 2:
         return MaskRule([value for value in values if value != "0"][-1:], unknown)
-    with_doubt = values == ["0", "128", "255"]
-    likely = values[-1 if with_doubt else 1]
-    quoted = likely if likely.isdecimal() else f'"{likely}"'
-    advice = f"Say which of them is the car's, for example --car-value {quoted}; several may be named."
-    if brightness(values[-1]) < MAX_CLASSES:
-        advice = f"They look like class numbers. {advice}"
-    if class_numbers:
-        advice += " Class numbers, the indices of the palette, will do, too."
-    if with_doubt:
-        advice += " If 128 means unknown: --unknown-value 128."
-    elif "255" in values:
-        advice += " A border that belongs to no class: --unknown-value 255. Smoothed edges: threshold them."
+    # Beside class numbers 255 is a border; beside greys it is the car, and these are a doubtful area or smoothed edges.
+    are_numbers = max(brightness(value) for value in values if value != "255") < MAX_CLASSES
+    is_grey = values[-1] == "255" and not are_numbers
+    car, unknown = ("255", values[1]) if is_grey else (values[1], "255")
+    advice = [
+        "They look like class numbers." if are_numbers else "",
+        f"Say which of them is the car's, for example --car-value {shlex.quote(car)}; several may be named.",
+        "Class numbers, the indices of the palette, will do, too." if class_numbers else "",
+        f"If {unknown} is a border or a doubtful area: --unknown-value {unknown}." if "255" in values else "",
+        f"If they are smoothed edges: {GREY_ADVICE[0].lower()}{GREY_ADVICE[1:]}" if is_grey else "",
+    ]
     what = next(iter(masks)) if len(masks) == 1 else "all masks together"
     raise ValueError(
         f"{what} must hold two values, background and a brighter car, got {len(values)}: "
-        f"{count_values({value: files[value] for value in values})}. {advice}"
+        f"{count_values({value: files[value] for value in values})}. {' '.join(filter(None, advice))}"
     )
 
 
@@ -265,50 +265,40 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
         Warnings and notes, a sentence each.
     """
     warnings, notes, n = [], [], len(facts)
-    names = lambda chosen: name_some(fact.mask_path.name for fact in chosen)
-    better = lambda fact, way, factor: fact.fits[way] > factor * fact.fits[0]
+
+    def say(chosen: list[Facts], what: str, advice: str) -> None:
+        if chosen:
+            names = name_some(fact.mask_path.name for fact in chosen)
+            warnings.append(f"{len(chosen)} of {n} masks {what}: {names}. {advice}")
+
     values = {value for fact in facts for value in fact.labels.values.values()}
     full, empty = ([fact for fact in facts if fact.share == share] for share in (1, 0))
     inverted = [fact for fact in facts if fact.in_corners and 0.5 < fact.share < 1]
     share = float(np.mean([fact.share for fact in facts if fact.share < 1] or [0]))
     if share > 0.5 or len(inverted) > n / 2:
         others = sorted(values.difference(rule.car, rule.unknown), key=brightness)
-        way_out = f' If the car is {others[0]} in them: --car-value "{others[0]}".' if others else ""
+        way_out = f" If the car is {others[0]} in them: --car-value {shlex.quote(others[0])}." if others else ""
         warnings.append(
             f"the masks look inverted: car covers {share:.0%} of the photos on average, and all four corners of "
             f"{len(inverted)} of {n}.{way_out}"
         )
-    elif inverted:
-        warnings.append(
-            f"the masks may contradict each other: {len(inverted)} of {n} have car in all four corners of the photo, "
-            f"as if inverted: {names(inverted)}. Invert them, or leave them if they are close-ups."
-        )
-    if full:
-        warnings.append(
-            f"{count(len(full), 'mask is', 'masks are')} all car, no background: {names(full)}. Draw them anew."
-        )
+    else:
+        what = "contradict the others, with car in all four corners of the photo as if inverted"
+        say(inverted, what, "Invert them, or leave them if they are close-ups.")
+    say(full, "hold car alone, no background", "Draw them anew.")
+    better = lambda fact, way, factor: fact.fits[way] > factor * fact.fits[0]
     rotated = [fact for fact in facts if better(fact, 2, FITS_BETTER)]
-    if rotated:
-        warnings.append(
-            f"{count(len(rotated), 'mask fits', 'masks fit')} the photo as it was before its EXIF rotation: "
-            f"{names(rotated)}. Rotate the mask as the photo is shown, or save the photo without the rotation."
-        )
+    advice = "Rotate the mask as the photo is shown, or save the photo without the rotation."
+    say(rotated, "would fit the photo as it was before its EXIF rotation", advice)
     flipped = [fact for fact in facts if better(fact, 1, FITS_BETTER) and fact not in rotated]
     if len(flipped) <= n / 2:
         flipped = [fact for fact in flipped if fact.fits[1] > 1.5 and better(fact, 1, FITS_FAR_BETTER)]
-    if flipped:
-        warnings.append(
-            f"{count(len(flipped), 'mask fits its photo', 'masks fit their photos')} better upside down: "
-            f"{names(flipped)}. Look at them, and turn them over."
-        )
+    say(flipped, "would fit the photo better upside down", "Look at them, and turn them over.")
     if len(empty) == n:
-        warnings.append(
-            "no mask shows a car. Look at the masks, or say which of their values is the car's: --car-value"
-        )
+        warnings.append("no mask shows a car. Look at them, or say which of their values is the car's: --car-value")
     elif empty:
-        notes.append(
-            f"{count(len(empty), 'photo shows', 'photos show')} no car, which is fine if it is meant: {names(empty)}"
-        )
+        names = name_some(fact.mask_path.name for fact in empty)
+        notes.append(f"{len(empty)} of {n} photos without a car, which is fine if it is meant: {names}")
     if any(fact.labels.from_alpha for fact in facts):
         notes.append("the masks' shape is in their alpha channel: what is opaque is car")
     if rule.car and not (values <= {"0", "1"} or values <= {"0", "255"}):
