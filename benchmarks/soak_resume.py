@@ -11,35 +11,35 @@ exits with 1 if anything differs.
 
 import csv
 import importlib
-import mmap
+import io
 import os
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process without further threads can be forked: PyTorch is imported once for all
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("scripts", "tests")]
 
-import cv2  # noqa: E402
-import extra  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import train  # noqa: E402
-import tyro  # noqa: E402
-from carvana import files  # noqa: E402
-from carvana.weights import read_tensors  # noqa: E402
-from conftest import draw_cars  # noqa: E402
+import cv2
+import extra
+import numpy as np
+import torch
+import train
+import tyro
+from carvana import files
+from carvana.machine import TRAINING_PACKAGES
+from carvana.weights import read_tensors
+from tiny import draw_cars, tiny_run
 
 OUTSIDE = "from outside"
-TIMINGS = ("images_per_second", "data_wait", "seconds", "wait_seconds")
-PLACES = ("load_model", "checkpoint_dir", "prediction_dir", "mirror_dir")
+# Timings, and where a run's files are: all else must be equal.
+FREE = "images_per_second data_wait seconds wait_seconds load_model checkpoint_dir prediction_dir mirror_dir".split()
 ENDS = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15), signal.SIGINT: (130,)}  # exit codes, in and out of the loop
 
 
@@ -53,38 +53,24 @@ class Settings:
     keep: Path | None = None  # leave the files of all runs here, to look at
 
 
-class Moments:
-    """The moments that a training passes, counted in memory that outlives its process."""
+def watch_moments(path: Path, strike: tuple[str, int] | None, number: int) -> None:
+    """Let this process write the moments that it passes into a file; at the one to strike it sends itself a signal.
 
-    def __init__(self):
-        self.memory = mmap.mmap(-1, 1 << 17)
+    Args:
+        path: The file, which gets a line a moment.
+        strike: Kind of the moment, and how many of its kind come before; None for none.
+        number: The signal.
+    """
+    passed = Counter()
 
-    def clear(self) -> None:
-        self.memory[:4] = struct.pack("<I", 0)
-
-    def names(self) -> list[str]:
-        count = struct.unpack("<I", self.memory[:4])[0]
-        return [self.memory[4 + 32 * i : 36 + 32 * i].rstrip(b"\0").decode() for i in range(count)]
-
-    def add(self, name: str) -> int:
-        """Note a moment; return how many of its kind came before."""
-        passed = self.names()
-        self.memory[4 + 32 * len(passed) : 36 + 32 * len(passed)] = name.encode().ljust(32, b"\0")
-        self.memory[:4] = struct.pack("<I", len(passed) + 1)
-        return passed.count(name)
-
-
-MOMENTS = Moments()
-
-
-def watch_moments(strike: tuple[str, int] | None, number: int) -> None:
-    """Put moments round what changes a run's state or files; at the one to strike, send this process a signal."""
-
-    def moment(name: str) -> None:
-        if (name, MOMENTS.add(name)) == strike:
+    def moment(kind: str) -> None:
+        with open(path, "a") as file:
+            file.write(f"{kind}\n")
+        if (kind, passed[kind]) == strike:
             os.kill(os.getpid(), number)
+        passed[kind] += 1
 
-    def around(module, name: str, before: str | None, after: str | None) -> None:
+    def around(module, name: str, before: str | None, after: str | None = None) -> None:
         real = getattr(module, name)
 
         def call(*arguments, **keywords):
@@ -97,209 +83,156 @@ def watch_moments(strike: tuple[str, int] | None, number: int) -> None:
 
         setattr(module, name, call)
 
-    class Halves:
-        """A file that is struck when half of its bytes are written."""
-
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def write(self, content):
-            self.file.write(content[: len(content) // 2])
-            self.file.flush()
+    class Halves(io.FileIO):
+        def write(self, content: bytes) -> None:
+            super().write(content[: len(content) // 2])
             moment("half of a file written")
-            self.file.write(content[len(content) // 2 :])
+            super().write(content[len(content) // 2 :])
 
-    files.open = lambda path, mode: Halves(open(path, mode))
-    around(os, "fsync", "file not flushed", None)
+    files.open = Halves
+    around(os, "fsync", "file not flushed")
     around(os, "replace", "file not renamed", "file renamed")
-    around(extra, "write_tensors", "between the steps of a save", None)
+    around(extra, "write_tensors", "between the steps of a save")
     around(train, "update_average", "step, before the average", "step, after the average")
     around(train, "validate", "before validation", "after validation")
-    around(extra, "choose_threshold", "before the score", None)
+    around(extra, "choose_threshold", "before the score")
 
 
-def start(config: train.Config, log: Path, strike: tuple[str, int] | None = None, number: int = signal.SIGKILL) -> int:
-    """Fork a process that trains; return its id."""
-    MOMENTS.clear()
-    process = os.fork()
-    if process:
-        return process
-    code = 70
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1), os.dup2(descriptor, 2)
-        watch_moments(strike, number)
-        train.train(config)
-        code = 0
-    except SystemExit as error:
-        code = error.code
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+def become_training(config: train.Config, run: Path, strike: tuple[str, int] | None, number: int) -> None:
+    log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    watch_moments(run / "moments.txt", strike, number)
+    files.run_command(lambda args: print(train.train(config)), ["--debug"])
 
 
-def wait(process: int) -> int:
-    """Return the exit code, or minus the signal that ended the process."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def read_moments(run: Path) -> list[str]:
+    return (run / "moments.txt").read_text().splitlines()
 
 
-def kill_from_outside(process: int, moment: int, seconds: float) -> int:
-    """Kill a training some time after a moment: time alone would depend on how busy the machine is."""
-    while len(MOMENTS.names()) < moment and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        time.sleep(0.002)
-    time.sleep(seconds)
-    os.kill(process, signal.SIGKILL)  # a process that has ended but was not waited for takes this calmly
-    return wait(process)
+# -------------------------------------------------------------------------------------------------------- comparing
 
 
-def differing(one: object, other: object, name: str = "") -> list[str]:
-    """Name what differs between two values of a header; timings and places aside."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        keys = [key for key in one if key not in TIMINGS + PLACES]
-        return [found for key in keys for found in differing(one[key], other[key], f"{name}/{key}")]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return [found for i, pair in enumerate(zip(one, other)) for found in differing(*pair, f"{name}/{i}")]
-    return [] if one == other else [name]
+def flatten(value, name: str = "") -> dict:
+    """Name each plain value in dictionaries and lists; timings and places aside."""
+    if not isinstance(value, (dict, list)):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = [flatten(inner, f"{name}/{key}") for key, inner in items if key not in FREE]
+    return {key: inner for part in parts for key, inner in part.items()}
+
+
+def read_parts(path: Path) -> dict:
+    """Read what must be equal in a file, by name: bytes of tensors, values of headers and tables."""
+    if path.suffix == ".safetensors":
+        tensors, header = read_tensors(path)
+        return {f"/{name}": tensor.numpy().tobytes() for name, tensor in tensors.items()} | flatten(header)
+    if path.name == "history.csv":
+        return flatten([*csv.DictReader(path.read_text().splitlines())])
+    return {"": path.read_bytes()}
 
 
 def compare_runs(folder: Path, reference: Path) -> list[str]:
     """Name all that differs between two finished runs: which files there are, and what is in them."""
-    names = [
-        {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name[0] != "."} - {"log.txt"}
+    # Which save came before the last one depends on the interruptions.
+    free = "log.txt", "moments.txt", "settings.json", extra.PREVIOUS
+    ours, theirs = (
+        {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file() and path.name not in free}
         for run in (folder, reference)
-    ]
-    found = [f"the file {name}" for name in sorted(names[0] ^ names[1])]
-    for name in sorted(names[0] & names[1]):
-        ours, theirs = folder / name, reference / name
-        if name.endswith(extra.PREVIOUS) or name.endswith("settings.json"):
-            continue  # which save came before the last one depends on the interruptions
-        elif name.endswith(".safetensors"):
-            (tensors, header), (other_tensors, other_header) = read_tensors(ours), read_tensors(theirs)
-            found += [f"{name}{what}" for what in differing(header, other_header)]
-            if tensors.keys() != other_tensors.keys():
-                found.append(f"{name}: names of tensors")
-            else:
-                found += [f"{name}/{key}" for key in tensors if not torch.equal(tensors[key], other_tensors[key])]
-        elif name.endswith("history.csv"):
-            rows, other_rows = (list(csv.DictReader(path.read_text().splitlines())) for path in (ours, theirs))
-            found += [name] if differing(rows, other_rows) else []
-        else:
-            found += [name] if ours.read_bytes() != theirs.read_bytes() else []
+    )
+    found = [f"the file {name}" for name in sorted(ours.keys() ^ theirs.keys()) if not Path(name).name.startswith(".")]
+    for name in sorted(ours.keys() & theirs.keys()):
+        one, other = read_parts(ours[name]), read_parts(theirs[name])
+        found += [f"{name}{part}" for part in sorted(one | other) if one.get(part) != other.get(part)]
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------- soaking
 
 
 def soak(settings: Settings, folder: Path) -> dict:
     """Interrupt, resume, compare; return what to print."""
-    data = draw_cars(folder / "data")
+    cars = draw_cars(folder / "data")
+    changes = dict(warmup=0.2, ema_decay=0.9, background=0.5, checkpoint_minutes=0, precision=settings.precision)
 
-    def launch(run: Path, **strike) -> int:
-        checkpoint_dir = run / "checkpoints"
-        config = train.Config(
-            train_image_dir=data / "train",
-            train_mask_dir=data / "train_masks",
-            cache_dir=folder / "cache",
-            checkpoint_dir=checkpoint_dir,
-            prediction_dir=run / "predictions",
-            mirror_dir=run / "mirror",
-            validation_share=0.34,
-            image_width=48,
-            image_height=32,
-            base_width=4,
-            batch_size=3,
-            epochs=2,
-            warmup=0.2,
-            ema_decay=0.9,
-            background=0.5,
-            checkpoint_minutes=0,
-            workers=0,
-            device="cpu",
-            precision=settings.precision,
-            # Before its first checkpoint a run has nothing to go on from, and begins again.
-            load_model=any((checkpoint_dir / name).exists() for name in (extra.LAST, extra.PREVIOUS)),
-        )
-        return start(config, run / "log.txt", **strike)
+    def launch(run: Path, strike: tuple[str, int] | None = None, number: int = 0) -> ForkProcess:
+        # Before its first checkpoint a run has nothing to go on from, and begins again.
+        begun = any((run / "checkpoints" / name).exists() for name in (extra.LAST, extra.PREVIOUS))
+        places = dict(cache_dir=folder / "cache", mirror_dir=run / "mirror", load_model=begun)
+        config = train.Config(**tiny_run(cars, run, **changes, **places))
+        run.mkdir(exist_ok=True)
+        (run / "moments.txt").write_text("")
+        process = ForkProcess(target=become_training, args=(config, run, strike, number))
+        process.start()
+        return process
+
+    def wait(process: ForkProcess) -> int:
+        """Return the exit code, or minus the signal that ended the process."""
+        process.join()
+        return process.exitcode
 
     reference = folder / "reference"
-    reference.mkdir()
     if code := wait(launch(reference)):
         raise RuntimeError(f"the run that nobody interrupts ended with {code}: {(reference / 'log.txt').read_text()}")
-    moments = MOMENTS.names()
-    counts = Counter(moments)
+    counts = Counter(read_moments(reference))
     kinds = [*sorted(counts), OUTSIDE]
 
     rng = np.random.default_rng(settings.seed)
     struck, signals, problems, n_runs = Counter(), Counter(), [], 0
     while struck.total() < settings.kills:
         run = folder / f"run_{n_runs:03d}"
-        run.mkdir()
-        finished = False
-        n_wanted = min(int(rng.integers(1, 6)), settings.kills - struck.total())
-        for attempt in range(n_wanted):
+        code = None
+        for attempt in range(min(int(rng.integers(1, 6)), settings.kills - struck.total())):
             kind = kinds[struck.total() % len(kinds)]
+            number = signal.SIGKILL
+            # Soon, so that something is left for the next interruption. A new run is sure to come by.
             if kind == OUTSIDE:
-                number = signal.SIGKILL
-                moment = int(rng.integers(len(moments) // 2 if attempt == 0 else len(moments) // 8))
-                code = kill_from_outside(launch(run), moment, rng.uniform(0, 0.03))
+                # Counted in moments: time alone would depend on how busy the machine is.
+                n_moments = rng.integers(counts.total() // (2 if attempt == 0 else 8))
+                process = launch(run)
+                while len(read_moments(run)) < n_moments and process.is_alive():
+                    process.join(0.002)
+                process.join(rng.uniform(0, 0.03))
+                process.kill()
+                code = wait(process)
             else:
-                number = signal.SIGKILL if rng.random() < 0.8 else int(rng.choice([signal.SIGTERM, signal.SIGINT]))
-                # Soon, so that something is left for the next interruption. A new run is sure to come by.
+                if rng.random() > 0.8:
+                    number = signal.Signals(rng.choice([signal.SIGTERM, signal.SIGINT]))
                 strike = kind, int(rng.integers(-(-counts[kind] // 3) if attempt == 0 else 1))
                 code = wait(launch(run, strike=strike, number=number))
             if code == 0:  # the moment lay behind a resumed run: the next run is struck there
-                finished = True
                 break
             if code not in ENDS[number]:
                 text = (run / "log.txt").read_text()[-2000:]
                 problems.append(f"{run.name} left with {code} after signal {number} at {kind}: {text}")
             struck[kind] += 1
-            signals[signal.Signals(number).name.lower()] += 1
-        if not finished and (code := wait(launch(run))):
+            signals[number.name.lower()] += 1
+        if code and (code := wait(launch(run))):
             problems.append(f"{run.name} ended with {code}: {(run / 'log.txt').read_text()[-2000:]}")
         else:
             problems += [f"{run.name} differs in {what}" for what in compare_runs(run, reference)]
         n_runs += 1
         if settings.keep is None and not problems:
             shutil.rmtree(run)
-    return dict(
-        **signals,
-        runs=n_runs,
-        moments_in_a_run=len(moments),
-        **{f"struck {kind}": struck[kind] for kind in kinds},
-        mismatches=len(problems),
-        problems=problems,
-    )
+    print(*problems, sep="\n", file=sys.stderr)
+    counted = {f"struck {kind}": struck[kind] for kind in kinds}
+    return {**signals, "runs": n_runs, "moments_in_a_run": counts.total(), **counted, "mismatches": len(problems)}
 
 
 def main(args: list[str]) -> int:
     settings = tyro.cli(Settings, args=args, description=__doc__)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    for module in ("albumentations", "matplotlib.pyplot", "torch._dynamo"):  # imported once, before the first fork
-        importlib.import_module(module)
+    for package in TRAINING_PACKAGES:  # imported once, before the first fork
+        importlib.import_module(package)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = settings.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         summary = soak(settings, folder)
-    problems = summary.pop("problems")
-    print(*problems, sep="\n", file=sys.stderr)
-    seconds = round(time.perf_counter() - begun)
-    for key, value in {**summary, "precision": settings.precision, "seed": settings.seed, "seconds": seconds}.items():
+    summary |= dict(precision=settings.precision, seed=settings.seed, seconds=round(time.perf_counter() - begun))
+    for key, value in summary.items():
         print(f"{key}: {value}")
-    return 1 if problems else 0
+    return 1 if summary["mismatches"] else 0
 
 
 if __name__ == "__main__":
