@@ -22,14 +22,12 @@ def draw_errors(photo: np.ndarray, mask: np.ndarray, prediction: np.ndarray) -> 
 
     Args:
         photo: RGB (h, w, 3), uint8, at the size to draw.
-        mask: (height, width), bool, at full resolution.
-        prediction: (height, width), bool, likewise.
+        mask, prediction: (height, width), bool, at full resolution.
 
     Returns:
         RGB (h, w, 3), uint8.
     """
-    grey = photo.astype(np.float32).mean(axis=2, keepdims=True)
-    picture = np.repeat(0.45 * grey + 0.55 * 255, 3, axis=2)
+    picture = 0.45 * photo.mean(axis=2, keepdims=True, dtype=np.float32) + 0.55 * 255
     for wrong, colour in ((prediction & ~mask, FALSE_CAR), (~prediction & mask, MISSED_CAR)):
         fraction = cv2.resize(wrong.astype(np.float32), photo.shape[1::-1], interpolation=cv2.INTER_AREA)
         alpha = np.minimum(1, 2.5 * fraction)[..., None]  # an error one pixel wide must stay visible when made small
@@ -40,7 +38,7 @@ def draw_errors(photo: np.ndarray, mask: np.ndarray, prediction: np.ndarray) -> 
 def draw_mask(mask: np.ndarray, width: int, height: int) -> np.ndarray:
     """Draw a mask (H, W), bool, as a grey RGB picture (height, width, 3), uint8."""
     small = cv2.resize(mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
-    return np.repeat(small[..., None], 3, axis=2)
+    return cv2.cvtColor(small, cv2.COLOR_GRAY2RGB)
 
 
 def draw_sheet(rows: list[tuple[str | list[str], list[np.ndarray]]], captions: list[str] = []) -> Image.Image:
@@ -48,9 +46,8 @@ def draw_sheet(rows: list[tuple[str | list[str], list[np.ndarray]]], captions: l
     height, width = rows[0][1][0].shape[:2]
     columns = max(len(pictures) for _, pictures in rows)
     top = TITLE if captions else 0
-    sheet = Image.new(
-        "RGB", (MARGIN + columns * (width + MARGIN), top + len(rows) * (height + TITLE + MARGIN) + MARGIN), "white"
-    )
+    size = MARGIN + columns * (width + MARGIN), top + len(rows) * (height + TITLE + MARGIN) + MARGIN
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for column, caption in enumerate(captions):
         draw.text((MARGIN + column * (width + MARGIN), MARGIN // 2), caption, "gray", font)
@@ -102,18 +99,10 @@ def save_examples(folder: Path, epoch: int, segmenter: Segmenter, cache, rows: S
 
 
 def draw_views(segmenter: Segmenter, cache, rows: Sequence[int]) -> Image.Image:
-    """Draw views of a cache (data.Cache), four a row: photo, below it the true mask (left) and the predicted one."""
-    sheet = []
-    for start in range(0, len(rows), 4):
-        cells, titles = [], []
-        for row in rows[start : start + 4]:
-            title, photo, mask, prediction = predict_pair(segmenter, cache, row, 320)
-            width, height = photo.shape[1] // 2, photo.shape[0] // 2
-            masks = np.hstack([draw_mask(mask, width, height), draw_mask(prediction, width, height)])
-            cells.append(np.vstack([photo, masks]))
-            titles.append(title)
-        sheet.append((titles, cells))
-    return draw_sheet(sheet)
+    """Draw the errors in some photos of a cache (data.Cache), four a row, each under its name and Dice."""
+    views = [predict_pair(segmenter, cache, row, 320) for row in rows]
+    groups = [views[start : start + 4] for start in range(0, len(views), 4)]
+    return draw_sheet([([view[0] for view in group], [draw_errors(*view[1:]) for view in group]) for group in groups])
 
 
 def area_fit(photo: np.ndarray, width: int) -> np.ndarray:
@@ -124,13 +113,10 @@ def area_fit(photo: np.ndarray, width: int) -> np.ndarray:
 
 def draw_curves(history: list[dict]) -> Image.Image:
     """Plot loss and Dice of each epoch."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    epochs = [row["epoch"] for row in history]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    epochs, figure = [row["epoch"] for row in history], Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(epochs, [row["train_loss"] for row in history], "o-", color="#0072B2", label="training")
     left.plot(epochs, [row["val_loss"] for row in history], "s--", color="#D55E00", label="validation")
     left.set(xlabel="epoch", ylabel="loss (cross-entropy + 1 - soft Dice)", yscale="log")
@@ -142,5 +128,4 @@ def draw_curves(history: list[dict]) -> Image.Image:
         axes.xaxis.get_major_locator().set_params(integer=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    pyplot.close(figure)
     return Image.open(buffer)
