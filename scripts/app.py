@@ -20,69 +20,45 @@ import html
 import io
 import itertools
 import os
-import secrets
+import re
 import shutil
 import signal
 import tempfile
-import threading
 import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tyro
-from carvana.cutout import (
-    ENDINGS,
-    cover,
-    crop_picture,
-    encode_picture,
-    find_crop,
-    keep_main_car,
-    make_pictures,
-    read_background,
-    warn,
-)
+from carvana.cutout import ENDINGS, cover, crop_picture, encode_picture, find_crop, keep_main_car, make_pictures, warn
 from carvana.files import PROJECT_DIR, run_command
 from carvana.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, load_image, open_picture, upsample
-from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
+from carvana.segmenter import Segmenter, measure_uncertainty, to_logit
+from carvana.settings import PathSetting, parse_settings, settings_class
 from PIL import Image
 
-STREET_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet-street.safetensors"
 SAMPLE = PROJECT_DIR / "assets/sample-car.jpg"  # a synthetic car
 MAX_FILE_MB = 40
 MAX_MEGAPIXELS = 50
 MAX_PHOTOS = 30  # of a visitor
 DISPLAY_SIDE = 1280  # pixels of the longer side of what the page shows; downloads have the photo's own size
-SECONDS_ON_DISK = 180  # for which Gradio keeps its copy of an upload or a download
+CLEANING = 60, 120  # seconds after which Gradio looks for its copies of uploads and downloads, and that it keeps them
 
 INTRODUCTION = """# Cut cars out of photos
 Get the car without its background. Photos stay on the computer that runs this page,
 and are deleted when you close it."""
-INVITATION = {"upload_text.drop_file": "Drop car photos", "upload_text.click_to_upload": "or choose them"}
-# Gradio would translate its own words, and only these, into the visitor's language.
-LANGUAGES = (
-    "ar ca ckb de en es et eu fa fi fr he hi ja ko lt nb nl pl pt-BR pt ro ru sv ta th tr uk ur uz zh-CN zh-TW"
-).split()
-BACKGROUNDS = {"Transparent": None, "White": "white", "Grey": "#d9d9d9", "Colour": None, "Picture": None}
+BACKGROUNDS = {"Transparent": None, "White": "#ffffff", "Grey": "#d9d9d9", "Colour": None, "Picture": None}
 VIEWS = {"Cut-out": "cutout", "Outline": "overlay", "Mask": "mask"}
-SCRIPT = """
-element.addEventListener('input', event => element.style.setProperty('--at', event.target.value + '%'));
-element.addEventListener('click', event => {
-  const button = event.target.closest('button[data-number]');
-  if (button) trigger('select', {index: Number(button.dataset.number)});
-});
-"""
 
 
-@dataclass(frozen=True)
+@settings_class
 class Settings:
     """The web page; each field is an option of the command line."""
 
     port: int | None = None  # of the page's address; None for the first free one from 7860
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines of the network open the page
     share: bool = False  # ask Gradio's servers for a public address
-    weights: Path = STREET_WEIGHTS if STREET_WEIGHTS.exists() else DEFAULT_WEIGHTS  # a .safetensors file
+    weights: PathSetting = PROJECT_DIR / "checkpoints/carvana-unet-street.safetensors"  # of the network
     device: str = "auto"  # cuda, mps, cpu, or auto for the first of these that is there
 
 
@@ -108,34 +84,23 @@ class Visit:
     """What the page keeps of one visitor, from the first photo until the page is closed."""
 
     folder: Path
-    waiting: list[Path] = field(default_factory=list)  # photos that the network has yet to see
     photos: list[Photo] = field(default_factory=list)
     current: int = 0  # number of the photo that is shown
     background: np.ndarray | None = None  # RGB (h, w, 3), uint8, the visitor's own
     uploads: list[Path] = field(default_factory=list)  # Gradio's copies
-    closed: bool = False
 
     def receive(self, upload: str | Path) -> Path:
         """Copy an upload, which another visitor may share, under a name that no other photo of the visit has."""
-        upload = Path(upload)
+        upload, numbers = Path(upload), itertools.count(2)
         self.uploads.append(upload)
-        names = {path.stem.casefold() for path in [*self.waiting, *(photo.path for photo in self.photos)]}
-        stems = (upload.stem if number == 1 else f"{upload.stem} ({number})" for number in itertools.count(1))
-        stem = next(stem for stem in stems if stem.casefold() not in names)
-        return Path(shutil.copyfile(upload, self.new_folder() / (stem + upload.suffix)))
-
-    def count(self) -> int:
-        return len(self.waiting) + len(self.photos)
-
-    def new_folder(self) -> Path:
-        folder = self.folder / secrets.token_hex(4)
-        folder.mkdir(parents=True)
-        return folder
+        stem, taken = upload.stem, {path.stem.casefold() for path in self.folder.iterdir()}
+        while stem.casefold() in taken:
+            stem = f"{upload.stem} ({next(numbers)})"
+        return Path(shutil.copyfile(upload, self.folder / (stem + upload.suffix)))
 
     def close(self) -> None:
         """Delete all photos."""
-        self.closed = True
-        self.waiting.clear(), self.photos.clear()
+        self.photos.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
         for path in self.uploads:
             if path != SAMPLE:
@@ -167,8 +132,8 @@ class Look:
         """
         logits = keep_main_car(photo.logits, self.threshold) if self.main_car else photo.logits
         background = own_background if self.background == "Picture" else None
-        if colour := to_hex(self.colour) if self.background == "Colour" else BACKGROUNDS[self.background]:
-            background = read_background(colour)
+        if colour := self.colour if self.background == "Colour" else BACKGROUNDS[self.background]:
+            background = read_colour(colour)
         kind = VIEWS[self.view]
         if kind == "cutout" and background is not None:
             kind = "background"
@@ -182,6 +147,12 @@ class Look:
             return photo.preview
         whole = dataclasses.replace(self, crop=False, background="Transparent").draw(photo, photo.preview, None)[1]
         return crop_picture(photo.preview, find_crop(whole[..., 3], 0))
+
+
+def read_colour(text: str) -> np.ndarray:
+    """Read what Gradio's colour picker returns, #rrggbb or rgba(r, g, b, a): RGB (1, 1, 3), uint8."""
+    levels = bytes.fromhex(text[1:7]) if text.startswith("#") else map(float, re.findall(r"[\d.]+", text)[:3])
+    return np.array([[[round(level) for level in levels]]], np.uint8)
 
 
 def segment(path: Path, segmenter: Segmenter) -> Photo:
@@ -210,14 +181,6 @@ def read_upload(path: Path) -> np.ndarray:
         return load_image(path)
     except (OSError, ValueError) as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-
-
-def to_hex(colour: str) -> str:
-    """Turn what Gradio's colour picker returns, #rrggbb or rgba(r, g, b, a), into #rrggbb."""
-    if colour.startswith("#"):
-        return colour[:7]
-    levels = colour[colour.index("(") + 1 :].rstrip(")").split(",")[:3]
-    return "#" + "".join(f"{min(255, max(0, round(float(level)))):02x}" for level in levels)
 
 
 def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
@@ -250,6 +213,22 @@ def to_url(image: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def save(visit: Visit, photos: list[Photo], look: Look) -> str:
+    """Write results at the photos' own size, a picture or an archive of several; return the file."""
+    folder, paths = Path(tempfile.mkdtemp(dir=visit.folder)), []
+    for photo in photos:
+        kind, picture = look.draw(photo, load_image(photo.path), visit.background)
+        paths.append(folder / (photo.path.stem + ENDINGS[kind]))
+        paths[-1].write_bytes(encode_picture(picture, paths[-1].suffix))
+    if len(paths) == 1:
+        return str(paths[0])
+    with zipfile.ZipFile(folder / "cars.zip", "w") as archive:  # the pictures are compressed already
+        for path in paths:
+            archive.write(path, path.name)
+            path.unlink()
+    return archive.filename
+
+
 def make_app(segmenter: Segmenter):
     """Build the page.
 
@@ -273,47 +252,35 @@ def make_app(segmenter: Segmenter):
             f"{error.name} must be installed for the web page. Run `pip install -r requirements-app.txt`."
         ) from None
 
-    def receive(visit, uploads):
-        """Take over uploads at once, before the queue."""
-        room = MAX_PHOTOS - visit.count()
+    def work(visit, uploads, *choices):
+        """Take uploads over and find the cars, showing each result as it comes."""
+        room, first = MAX_PHOTOS - len(visit.photos), len(visit.photos)
         if len(uploads) > room:
             gr.Warning(f"At most {MAX_PHOTOS} photos fit here. For folders there is scripts/predict.py.")
-        for upload in uploads[:room]:
-            visit.waiting.append(visit.receive(upload))
-        return visit, None, "", *show_desk(visit)
-
-    def show_desk(visit):
-        """Show results and controls once there is a photo."""
-        photos = visit.count()
-        return gr.update(visible=photos > 0), gr.update(visible=photos > 0), gr.update(visible=photos > 1)
-
-    def work(visit, *choices):
-        """Run the network on what waits, showing each result as it comes."""
-        look, first = Look(*choices), len(visit.photos)
-        while visit.waiting:
-            yield draw_viewer(visit, look, f"Looking for the car … {len(visit.waiting)} to go")
+        paths = [visit.receive(upload) for upload in uploads[:room]]
+        for number, path in enumerate(paths):
+            shown = draw_viewer(visit, Look(*choices), f"Looking for the car … {len(paths) - number} to go")
+            yield visit, None, shown, "", gr.update(visible=True)
             try:
-                visit.photos.append(segment(visit.waiting.pop(0), segmenter))
+                visit.photos.append(segment(path, segmenter))
             except (OSError, ValueError) as error:
                 gr.Warning(html.escape(str(error)), duration=20)
-            visit.current = min(first, len(visit.photos) - 1)
+            visit.current = max(0, min(first, len(visit.photos) - 1))
+        yield visit, None, *render(visit, *choices), gr.update(visible=bool(visit.photos))
 
     def render(visit, *choices):
         """Show the current photo; the network does not run."""
         look = Look(*choices)
         if not visit.photos:
-            return draw_viewer(visit, look), "", *show_desk(visit)
+            return draw_viewer(visit, look), ""
         photo = visit.photos[visit.current]
-        facts = (
+        return draw_viewer(visit, look), (
             f"{photo.size[1]} × {photo.size[0]} pixels, {photo.measure(look.threshold)[0]:.1%} of them car, found in "
-        )
-        facts += (
             f"{photo.seconds:.2f} s by a U-Net trained at {size} ({segmenter.device.type}, {segmenter.runtime.name})"
         )
-        return draw_viewer(visit, look), facts, *show_desk(visit)
 
     def select(visit, event: gr.EventData):
-        visit.current = min(int(event.index), len(visit.photos) - 1)
+        visit.current = int(event.index)
 
     def choose_background(visit, upload):
         try:
@@ -321,76 +288,55 @@ def make_app(segmenter: Segmenter):
         except (OSError, ValueError) as error:
             gr.Warning(html.escape(str(error)), duration=20)
 
-    def save(visit, *choices, photos=None):
-        """Write results at the photos' own size: a picture, or an archive of several."""
-        paths, folder, look = [], visit.new_folder(), Look(*choices)
-        for photo in photos or visit.photos:
-            kind, picture = look.draw(photo, load_image(photo.path), visit.background)
-            paths.append(folder / (photo.path.stem + ENDINGS[kind]))
-            paths[-1].write_bytes(encode_picture(picture, paths[-1].suffix))
-        if len(paths) == 1:
-            return str(paths[0])
-        with zipfile.ZipFile(folder / "cars.zip", "w") as archive:  # the pictures are compressed already
-            for path in paths:
-                archive.write(path, path.name)
-                path.unlink()
-        return str(folder / "cars.zip")
-
-    def save_current(visit, *choices):
-        return save(visit, *choices, photos=[visit.photos[visit.current]])
-
-    def open_visit():
-        return Visit(root / secrets.token_urlsafe(16))
-
     def leave(request: gr.Request):
         page.state_holder.delete_state(request.session_hash)
 
     kinds = sorted(IMAGE_SUFFIXES)
     size = f"{segmenter.description.image_width} × {segmenter.description.image_height}"
-    files = (SECONDS_ON_DISK // 3, SECONDS_ON_DISK * 2 // 3)  # how often Gradio looks, and how old they are then
-    with gr.Blocks(title="Cut cars out of photos", analytics_enabled=False, delete_cache=files) as page:
-        visit = gr.State(open_visit, delete_callback=Visit.close)
+    with gr.Blocks(title="Cut cars out of photos", analytics_enabled=False, delete_cache=CLEANING) as page:
+        visit = gr.State(lambda: Visit(Path(tempfile.mkdtemp(dir=root))), delete_callback=Visit.close)
         gr.Markdown(INTRODUCTION, elem_id="title")
         with gr.Row(elem_id="desk"):
             with gr.Column(elem_id="start"):
                 upload = gr.Files(show_label=False, file_types=kinds, height=150, elem_id="upload")
                 sample = gr.Button("Try a sample car", icon=SAMPLE, elem_id="sample")
-            with gr.Column(visible=False, elem_id="results") as results:
-                viewer = gr.HTML(js_on_load=SCRIPT, elem_id="viewer")
-                with gr.Row():
-                    one = gr.Button("Download", variant="primary", elem_id="one")
-                    every = gr.Button("Download all", visible=False, elem_id="every")
-                    again = gr.Button("Start over", elem_id="again")
-            with gr.Column(visible=False, elem_id="controls") as controls:
-                view = gr.Radio(list(VIEWS), value="Cut-out", label="Show", elem_id="view")
-                background = gr.Radio(list(BACKGROUNDS), value="Transparent", label="Background", elem_id="background")
-                colour = gr.ColorPicker("#2f6f4f", label="Colour", visible=False)
-                own = gr.UploadButton("Choose a picture", file_types=kinds, visible=False, elem_id="own")
-                shadow = gr.Checkbox(False, label="Keep the car's shadow", elem_id="shadow")
-                crop = gr.Checkbox(False, label="Crop to the car", elem_id="crop")
-                main_car = gr.Checkbox(True, label="Only the largest car", elem_id="main")
-                threshold = gr.Slider(
-                    0.05,
-                    0.95,
-                    round(segmenter.threshold, 2),
-                    step=0.01,
-                    label="Fine-tune the edge",
-                    info="Is some of the car missing? Move left. Is background left? Move right.",
-                    elem_id="threshold",
-                )
-                with gr.Accordion("Details", open=False, elem_id="details"):
-                    details = gr.Markdown()
-
+            with gr.Row(visible=False, elem_id="work") as desk:
+                with gr.Column(elem_id="results"):
+                    viewer = gr.HTML(js_on_load=Path(__file__).with_suffix(".js").read_text(), elem_id="viewer")
+                    with gr.Row():
+                        one = gr.Button("Download", variant="primary", elem_id="one")
+                        every = gr.Button("Download all", elem_id="every")
+                        again = gr.Button("Start over", elem_id="again")
+                with gr.Column(elem_id="controls"):
+                    view = gr.Radio(list(VIEWS), value="Cut-out", label="Show", elem_id="view")
+                    background = gr.Radio(
+                        list(BACKGROUNDS), value="Transparent", label="Background", elem_id="background"
+                    )
+                    colour = gr.ColorPicker("#2f6f4f", label="Colour", visible=False)
+                    own = gr.UploadButton("Choose a picture", file_types=kinds, visible=False, elem_id="own")
+                    shadow = gr.Checkbox(False, label="Keep the car's shadow", elem_id="shadow")
+                    crop = gr.Checkbox(False, label="Crop to the car", elem_id="crop")
+                    main_car = gr.Checkbox(True, label="Only the largest car", elem_id="main")
+                    threshold = gr.Slider(
+                        0.05,
+                        0.95,
+                        round(segmenter.threshold, 2),
+                        step=0.01,
+                        label="Fine-tune the edge",
+                        info="Is some of the car missing? Move left. Is background left? Move right.",
+                        elem_id="threshold",
+                    )
+                    with gr.Accordion("Details", open=False, elem_id="details"):
+                        details = gr.Markdown()
         file = gr.DownloadButton(visible="hidden", elem_id="file")
 
         private = dict(api_visibility="private", show_progress="hidden")
         look = [view, background, colour, shadow, crop, main_car, threshold]
-        desk = [results, controls, every]
-        show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details, *desk], **private)
-        try_sample = lambda visit, _: receive(visit, [SAMPLE])
-        for arrive, receiver in ((upload.upload, receive), (sample.click, try_sample)):
-            arrival = arrive(receiver, [visit, upload], [visit, upload, viewer, *desk], queue=False, **private)
-            arrival.then(work, [visit, *look], viewer, **private).then(**show())
+        show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details], **private)
+        outputs = [visit, upload, viewer, details, desk]
+        upload.upload(work, [visit, upload, *look], outputs, trigger_mode="multiple", **private)
+        try_sample = gr.State([SAMPLE])
+        sample.click(work, [visit, try_sample, *look], outputs, **private)
         for control in look:
             control.change(**show(), trigger_mode="always_last")
         reveal = lambda choice: (gr.update(visible=choice == "Colour"), gr.update(visible=choice == "Picture"))
@@ -399,58 +345,41 @@ def make_app(segmenter: Segmenter):
         viewer.select(select, visit, None, **private).then(**show())
         again.click(None, js="() => location.reload()")
         press = "() => document.querySelector('#file a, a#file, #file').click()"
-        for button, saver in ((one, save_current), (every, save)):
+        save_one = lambda visit, *choices: save(visit, [visit.photos[visit.current]], Look(*choices))
+        save_all = lambda visit, *choices: save(visit, visit.photos, Look(*choices))
+        for button, saver in ((one, save_one), (every, save_all)):
             button.click(saver, [visit, *look], file, api_visibility="private").success(None, js=press)
         page.unload(leave)
 
-    # Gradio's own grey and blue are too pale to be read well.
-    colours = dict(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")
-    colours |= {f"{name}_dark": "*neutral_300" for name in colours}
-    colours |= dict(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
     fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.queue(default_concurrency_limit=2)
     page.launch = functools.partial(
         page.launch,
-        theme=gr.themes.Default(primary_hue="blue", **fonts).set(**colours),
+        theme=gr.themes.Default(primary_hue="blue", **fonts),
         css_paths=Path(__file__).with_suffix(".css"),
-        i18n=gr.I18n(**dict.fromkeys(LANGUAGES, INVITATION)),
         footer_links=[],
         share=False,
         server_name="127.0.0.1",
         ssr_mode=False,
         quiet=True,
         max_file_size=MAX_FILE_MB * 10**6,
-        allowed_paths=[],
-        blocked_paths=[str(PROJECT_DIR)],
     )
     return page
 
 
-def serve(settings: Settings) -> int:
-    """Start the page and keep it until Ctrl-C."""
+def serve(settings: Settings) -> None:
+    """Start the page and keep it until Ctrl-C or SIGTERM."""
     page = make_app(Segmenter(settings.weights, settings.device))
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = dict(server_name=settings.host, server_port=settings.port, share=settings.share)
     try:
-        options = dict(server_name=settings.host, server_port=settings.port, share=settings.share)
         _, address, public = page.launch(**options, inline=False, prevent_thread_lock=True)
     except OSError as error:
-        if "empty port" not in str(error):
-            raise
-        raise OSError(
-            f"port must be free, got {settings.port}, which another program uses. Name another --port, or none."
-        ) from error
+        got = f"{settings.host} and {settings.port}"
+        raise OSError(f"host and port must be this machine's and free, got {got}. Name another --port.") from error
     print(f"The page is at {public or address} and ends with Ctrl-C.", flush=True)
-    while not stop.wait(0.5):  # with a timeout, since Windows otherwise does not notice Ctrl-C
-        pass
-    page.close(verbose=False)
-    return 0
-
-
-def main(args: list[str]) -> int:
-    return serve(tyro.cli(Settings, args=args, description=__doc__))
+    page.block_thread()
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda args: serve(parse_settings(Settings, args, __doc__)))

@@ -1,7 +1,6 @@
 """The web page, as its visitors find it: in a real browser, driven against the real server."""
 
 import base64
-import builtins
 import contextlib
 import http.client
 import io
@@ -40,7 +39,7 @@ PATIENCE = 60_000  # ms, of a page on a busy machine
 # Runs app.py, noting down each address that the process wants to reach.
 WATCHER = """
 import sys
-log, folder, seconds, *sys.argv = sys.argv[1:]
+log, folder, seconds, *args = sys.argv[1:]
 def watch(event, args):
     if event in ("socket.connect", "socket.getaddrinfo"):
         address = args[1] if event == "socket.connect" else args
@@ -49,8 +48,8 @@ def watch(event, args):
 sys.addaudithook(watch)
 sys.path.insert(0, folder)
 import app
-app.SECONDS_ON_DISK = int(seconds)
-app.run_command(app.main)
+app.CLEANING = int(seconds), int(seconds)
+app.run_command(lambda args: app.serve(app.parse_settings(app.Settings, args, "")), args)
 """
 
 
@@ -73,7 +72,7 @@ CONTRASTS = """() => {
 
 
 class Server:
-    def __init__(self, folder: Path, seconds_on_disk: int = 180):
+    def __init__(self, folder: Path, seconds_on_disk: int = 60):
         self.folder, self.temporary = folder, folder / "tmp"
         self.temporary.mkdir()
         self.weights = save_red_weights(folder / "red.safetensors")
@@ -81,15 +80,14 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [sys.executable, "-c", WATCHER, self.addresses, SCRIPT_DIR, str(seconds_on_disk), "app.py"]
-        options = ["--weights", self.weights, "--device", "cpu", "--port", str(self.port)]
+        command = [sys.executable, "-c", WATCHER, self.addresses, SCRIPT_DIR, str(seconds_on_disk)]
+        command += ["--weights", self.weights, "--device", "cpu", "--port", str(self.port)]
         environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         with open(folder / "stderr.txt", "w") as errors:
-            self.process = subprocess.Popen(
-                command + options, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
-            )
-        self.first_line = self.process.stdout.readline()
+            pipes = dict(stdout=subprocess.PIPE, stderr=errors, text=True)
+            self.process = subprocess.Popen(command, env=environment, cwd=folder, **pipes)
         self.url = f"http://127.0.0.1:{self.port}/"
+        assert self.url in self.process.stdout.readline(), (folder / "stderr.txt").read_text()
 
     def files(self) -> set[Path]:
         """List the server's files, but for the empty ones that Gradio makes for each upload and forgets."""
@@ -103,18 +101,10 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> tuple[int, bytes]:
         """Send a request as it stands, with no client that tidies the path up."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request(method, path, body, {"Content-Type": kind})
             answer = connection.getresponse()
             return answer.status, answer.read()
-        finally:
-            connection.close()
-
-    def send_file(self, name: str, content: bytes) -> tuple[int, bytes]:
-        head = f'--boundary\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-        body = head + content + b"\r\n--boundary--\r\n"
-        return self.ask("POST", "/gradio_api/upload", body, "multipart/form-data; boundary=boundary")
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
@@ -127,11 +117,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server"))
-    assert server.url in server.first_line, (server.folder / "stderr.txt").read_text()
     yield server
-    server.process.kill()
-    server.process.wait()
-    server.process.stdout.close()
+    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -276,11 +263,10 @@ def test_result_is_on_the_first_screen_whatever_the_shape_of_photo_and_window(vi
         picture, controls = (page.locator(place).bounding_box() for place in (".compare", "#controls"))
         assert picture["width"] / picture["height"] == pytest.approx(shape[0] / shape[1], rel=0.02)
         assert picture["y"] + picture["height"] < height and picture["x"] + picture["width"] <= width
-        below, beside = (
-            controls["y"] > picture["y"] + picture["height"],
-            controls["x"] + controls["width"] <= picture["x"],
-        )
-        assert below if width == 400 else beside
+        if width == 400:
+            assert controls["y"] > picture["y"] + picture["height"]
+        else:
+            assert controls["x"] + controls["width"] <= picture["x"]
         page.reload()
         page.wait_for_selector("#upload input[type=file]", state="attached")
 
@@ -328,13 +314,10 @@ def test_views_backgrounds_and_threshold_change_the_picture_without_the_network(
     result.next()
     page.click("#shadow input")
     assert 0 < result.next()[165, 150, 3] < 255  # the floor just below the car
-    page.click("#shadow input")
-    result.next()
     page.click("#background label:has-text('White')")
     picture = result.next()
     assert picture[2, 2].min() > 250 and picture[100, 150, 0] > 200 and picture[100, 150, 1] < 50
-    saved = download(page, "#one", tmp_path)
-    assert saved.name == "car_background.jpg" and load(saved)[2, 2].min() > 250
+    assert download(page, "#one", tmp_path).name == "car_background.jpg"
 
     page.click("#background label:has-text('Picture')")
     result.next()
@@ -462,8 +445,8 @@ def test_no_file_of_the_server_is_given_out(server):
 
 
 def test_a_forged_upload_is_refused(server):
-    config = json.loads(server.ask("GET", "/config")[1])
-    numbers = [event["id"] for event in config["dependencies"] if any(kind == "upload" for _, kind in event["targets"])]
+    events = json.loads(server.ask("GET", "/config")[1])["dependencies"]
+    numbers = [event["id"] for event in events if any(kind == "upload" for _, kind in event["targets"])]
     assert len(numbers) == 2
     for number in numbers:
         forged = [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]
@@ -475,19 +458,11 @@ def test_a_forged_upload_is_refused(server):
     assert not any(path.name == "passwd" for path in server.files())
 
 
-def test_a_file_too_large_is_refused(server):
-    try:
-        status, _ = server.send_file("big.jpg", b"\0" * (app.MAX_FILE_MB * 10**6 + 1))
-    except ConnectionError:  # the server may hang up before all is sent
-        status = 413
-    assert status in (400, 413)
-    assert not any(path.stat().st_size > 10**7 for path in server.files())
-
-
 def test_an_upload_that_no_page_asks_for_is_deleted_and_ctrl_c_leaves_no_file(tmp_path):
-    server = Server(tmp_path, seconds_on_disk=3)
-    assert server.url in server.first_line, (tmp_path / "stderr.txt").read_text()
-    assert server.send_file("secret.jpg", b"secret")[0] == 200
+    server = Server(tmp_path, seconds_on_disk=1)
+    head = '--boundary\r\nContent-Disposition: form-data; name="files"; filename="secret.jpg"\r\n\r\n'
+    kind = "multipart/form-data; boundary=boundary"
+    assert server.ask("POST", "/gradio_api/upload", f"{head}secret\r\n--boundary--\r\n".encode(), kind)[0] == 200
     wait_until(lambda: not any(path.name == "secret.jpg" for path in server.files()))
     assert server.stop() == 0
     assert server.files() == set()
@@ -497,24 +472,17 @@ def test_taken_port_is_said_in_one_line(server, run_script):
     options = ["--weights", server.weights, "--port", server.port]
     result = run_script("app.py", *options, env=dict(TMPDIR=str(server.folder)))
     assert result.returncode == 1
-    assert f"error: port must be free, got {server.port}, which another program uses." in result.stderr
-    assert result.stderr.count("\n") == 1
+    error = f"error: host and port must be this machine's and free, got 127.0.0.1 and {server.port}. "
+    assert result.stderr == error + "Name another --port.\n"
 
 
 def test_missing_gradio_is_named(monkeypatch, tmp_path):
-    real_import = builtins.__import__
-
-    def without_gradio(name, *args, **keywords):
-        if name == "gradio":
-            raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
-        return real_import(name, *args, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without_gradio)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     segmenter = Segmenter(save_red_weights(tmp_path / "red.safetensors"), "cpu")
     with pytest.raises(RuntimeError, match="gradio must be installed for the web page. Run `pip install -r"):
         app.make_app(segmenter)
 
 
 def test_picked_colours_are_understood():
-    assert app.to_hex("#a1b2c3") == "#a1b2c3"
-    assert app.to_hex("rgba(255, 0.4, 128, 1)") == "#ff0080"
+    assert app.read_colour("#a1b2c3").tolist() == [[[0xA1, 0xB2, 0xC3]]]
+    assert app.read_colour("rgba(255, 0.4, 128, 1)").tolist() == [[[255, 0, 128]]]
