@@ -8,7 +8,6 @@ shadow below, as a camera or a web page would have left the photo. Put photos an
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,46 +15,34 @@ import numpy as np
 from carvana.files import PROJECT_DIR, run_command, write_file
 from carvana.masks import load_mask
 from carvana.pictures import load_image
+from carvana.settings import Count, Fraction, PathSetting, Whole, parse_settings, settings_class
 from tqdm import tqdm
 
 from data import require_pairs
 
-UNKNOWN = 128  # of a mask: neither car nor background, see data.py
 
-
-@dataclass(frozen=True)
+@settings_class
 class Settings:
     """The settings of a set of composites."""
 
-    output: Path  # gets train/ and train_masks/
-    image_dir: Path = PROJECT_DIR / "data/train"  # photos of cars
-    mask_dir: Path = PROJECT_DIR / "data/train_masks"  # their exact masks
-    scene_dir: Path | None = None  # photos to paste into; None: plain backgrounds and noise alone
-    scene_mask_dir: Path | None = (
-        None  # masks of scenes that show cars (255) or unknown pixels (128), by the photo's name
-    )
-    count: int = 1000  # composites to make
-    plain: float = 0.3  # fraction of them on white, black, gradients and noise instead of a scene
-    width: int = 576  # pixels
-    height: int = 384  # likewise
-    seed: int = 0  # the composites follow from it
+    output: PathSetting  # gets train/ and train_masks/
+    image_dir: PathSetting = PROJECT_DIR / "data/train"  # photos of cars
+    mask_dir: PathSetting = PROJECT_DIR / "data/train_masks"  # their exact masks
+    scene_dir: PathSetting | None = None  # photos to paste into; None: plain backgrounds and noise alone
+    scene_mask_dir: PathSetting | None = None  # <scene>.png: 255 where it shows cars, 128 where nobody knows
+    count: Count = 1000  # composites to make
+    plain: Fraction = 0.3  # fraction of them on white, black, gradients and noise instead of a scene
+    width: Count = 576  # pixels
+    height: Count = 384  # likewise
+    seed: Whole = 0  # the composites follow from it
 
 
-def compose(
-    cars: list[tuple[np.ndarray, np.ndarray]],
-    scene: tuple[np.ndarray, np.ndarray] | None,
-    height: int,
-    width: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+def compose(cars: list, scene: tuple | None, height: int, width: int, rng: np.random.Generator):
     """Paste cars into a scene, the last one in front.
 
     Args:
         cars: Photos (h, w, 3), uint8, with alpha (h, w), float32 in [0, 1].
         scene: Photo (H, W, 3) and label (H, W), uint8, with 255 car, 128 unknown, 0 background; None for a plain one.
-        height: Of the composite.
-        width: Of the composite.
-        rng: Source of randomness.
 
     Returns:
         Photo (height, width, 3) and label (height, width), both uint8.
@@ -66,23 +53,23 @@ def compose(
         picture, label = crop_scene(*scene, height, width, rng)
     picture = picture.astype(np.float32)
     for number, (photo, alpha) in enumerate(cars):
-        in_front = number == len(cars) - 1
-        scale = np.exp(rng.uniform(*np.log((0.5, 1.45)))) if in_front else rng.uniform(0.2, 0.6)
+        scale = np.exp(rng.uniform(*np.log((0.5, 1.45)))) if number == len(cars) - 1 else rng.uniform(0.2, 0.6)
         photo, alpha = place_car(photo, alpha, height, width, scale * width / photo.shape[1], rng)
         if rng.random() < 0.7:
-            picture = add_shadow(picture, alpha, rng)
+            add_shadow(picture, alpha, rng)
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.4, 1.1))
         picture += (recolour(photo, alpha, picture, rng) - picture) * alpha[..., None]
         label = np.where(alpha > 0.5, np.uint8(255), label)
-    return degrade(picture, rng), label
+    return degrade(picture.clip(0, 255).astype(np.uint8), rng), label
 
 
 def plain_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a wall and floor of plain colour, a gradient, or noise from smooth to foliage: (height, width, 3), uint8."""
     picture = np.empty((height, width, 3), np.float32)
+    picture[:] = rng.uniform(0, 255, 3)
     if rng.random() < 0.45:
-        grey = rng.choice([255.0, 255.0, 245.0, 0.0, 20.0, 128.0, 200.0])
-        picture[:] = rng.uniform(0, 255, 3) if rng.random() < 0.3 else grey
+        if rng.random() < 0.7:
+            picture[:] = rng.choice([255.0, 255.0, 245.0, 0.0, 20.0, 128.0, 200.0])
         if rng.random() < 0.6:
             ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None] ** rng.uniform(0.5, 2)
             picture += ramp * rng.uniform(-90, 60)
@@ -91,8 +78,7 @@ def plain_background(height: int, width: int, rng: np.random.Generator) -> np.nd
             if rng.random() < 0.5:
                 picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(1, 30))
     else:
-        picture[:] = rng.uniform(0, 255, 3)
-        for cells in (2, int(rng.integers(3, 12)), int(rng.integers(12, 64)), int(rng.integers(64, 256))):
+        for cells in (2, *rng.integers((3, 12, 64), (12, 64, 256))):
             noise = rng.normal(0, rng.uniform(3, 40), (cells, cells, 3)).astype(np.float32)
             if rng.random() < 0.5:
                 noise[:] = noise[..., :1]
@@ -105,12 +91,13 @@ def crop_scene(scene: np.ndarray, label: np.ndarray, height: int, width: int, rn
     """Resize a random part of a scene to (height, width): of a few parts the one with the least car in it."""
     scale = min(label.shape[0] / height, label.shape[1] / width) * rng.uniform(0.45, 1.0)
     h, w = int(height * scale), int(width * scale)
-    places = [(rng.integers(label.shape[0] - h + 1), rng.integers(label.shape[1] - w + 1)) for _ in range(6)]
-    y, x = min(places, key=lambda place: np.count_nonzero(label[place[0] :, place[1] :][:h:4, :w:4]))
-    scene = cv2.resize(scene[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_CUBIC)
-    label = cv2.resize(label[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_NEAREST)
+    corners = [(rng.integers(label.shape[0] - h + 1), rng.integers(label.shape[1] - w + 1)) for _ in range(6)]
+    parts = [(slice(y, y + h), slice(x, x + w)) for y, x in corners]
+    part = min(parts, key=lambda part: np.count_nonzero(label[part]))
+    scene = cv2.resize(scene[part], (width, height), interpolation=cv2.INTER_CUBIC)
+    label = cv2.resize(label[part], (width, height), interpolation=cv2.INTER_NEAREST)
     step = rng.choice((-1, 1))  # mirrored or not
-    return np.ascontiguousarray(scene[:, ::step]), np.ascontiguousarray(label[:, ::step])
+    return scene[:, ::step], label[:, ::step]
 
 
 def place_car(photo: np.ndarray, alpha: np.ndarray, height: int, width: int, scale: float, rng: np.random.Generator):
@@ -120,22 +107,19 @@ def place_car(photo: np.ndarray, alpha: np.ndarray, height: int, width: int, sca
         Photo (height, width, 3), uint8; alpha (height, width), float32.
     """
     x, y, w, h = cv2.boundingRect((alpha > 0.02).view(np.uint8))
-    step = rng.choice((-1, 1))
-    photo, alpha = photo[y : y + h, x : x + w][:, ::step], alpha[y : y + h, x : x + w][:, ::step]
+    box, step = (slice(y, y + h), slice(x, x + w)), rng.choice((-1, 1))
     w, h = max(4, int(w * scale * np.exp(rng.normal(0, 0.04)))), max(4, int(h * scale))
-    photo = cv2.resize(photo, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    alpha = cv2.resize(alpha, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-
+    methods = (cv2.INTER_AREA, cv2.INTER_AREA) if scale < 1 else (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
     outside = 0.18 if rng.random() < 0.25 else 0.0
     room_x, room_y = width - w, height - h
     x = int(rng.uniform(min(0, room_x) - outside * w, max(0, room_x) + outside * w))
     y = int(room_y * (rng.beta(2.2, 1.4) if room_y > 0 else rng.uniform(0.2, 0.8)) + outside * h * rng.uniform(-0.5, 1))
-    placed, cover = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.float32)
-    rows, columns = slice(max(0, y), max(0, y + h)), slice(max(0, x), max(0, x + w))
-    part = cover[rows, columns].shape
-    placed[rows, columns] = photo[max(0, -y) :, max(0, -x) :][: part[0], : part[1]]
-    cover[rows, columns] = alpha[max(0, -y) :, max(0, -x) :][: part[0], : part[1]]
-    return placed, cover
+    move = np.float32([[1, 0, x], [0, 1, y]])
+    photo, alpha = (
+        cv2.warpAffine(cv2.resize(picture[box][:, ::step], (w, h), interpolation=method), move, (width, height))
+        for picture, method in zip((photo, alpha), methods)
+    )
+    return photo, alpha
 
 
 def recolour(photo: np.ndarray, alpha: np.ndarray, scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -155,41 +139,36 @@ def recolour(photo: np.ndarray, alpha: np.ndarray, scene: np.ndarray, rng: np.ra
     return photo.clip(0, 255)
 
 
-def add_shadow(scene: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Darken the floor by the car's outline, squashed towards its lower edge and blurred; float32 in and out."""
+def add_shadow(picture: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> None:
+    """Darken the floor, in place, by the car's outline, squashed towards its lower edge and blurred."""
     _, top, _, size = cv2.boundingRect((alpha > 0.5).view(np.uint8))
     if size < 8:
-        return scene
+        return
     bottom, squash, shear = top + size, rng.uniform(0.12, 0.4), rng.uniform(-0.5, 0.5)
     matrix = np.float32([[1, shear, -shear * bottom], [0, squash, bottom * (1 - squash) + size * rng.uniform(0, 0.05)]])
     shadow = cv2.warpAffine(alpha, matrix, alpha.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
     shadow = cv2.GaussianBlur(shadow, (0, 0), max(1.0, size * rng.uniform(0.01, 0.12)))
-    return scene * (1 - shadow * np.float32(rng.uniform(0.2, 0.85)))[..., None]
+    picture *= (1 - shadow * np.float32(rng.uniform(0.2, 0.85)))[..., None]
 
 
-def degrade(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Do what cameras, phones and web pages do to a photo: float32 in [0, 255] in, uint8 out, (height, width, 3)."""
-    height, width = picture.shape[:2]
-    if rng.random() < 0.5:
-        picture = 255 * (picture / 255).clip(0, 1) ** np.float32(rng.uniform(0.6, 1.6))
-    if rng.random() < 0.4:
-        picture = picture * rng.uniform(0.85, 1.15, 3).astype(np.float32)
-    if rng.random() < 0.4:
-        grey = picture.mean(axis=2, keepdims=True)
-        picture = grey + (picture - grey) * np.float32(rng.uniform(0.2, 1.4))
-    if rng.random() < 0.35:
-        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.8))
-    if rng.random() < 0.4:
-        scale = rng.uniform(0.3, 0.9)
-        small = cv2.resize(picture, (int(width * scale), int(height * scale)), interpolation=cv2.INTER_AREA)
-        picture = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    if rng.random() < 0.4:
-        picture = picture + rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1, 9))
-    picture = picture.clip(0, 255).astype(np.uint8)
-    if rng.random() < 0.5:
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 95))]
-        picture = cv2.imdecode(cv2.imencode(".jpg", picture, quality)[1], cv2.IMREAD_COLOR)
-    return picture
+def degrade(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Do what cameras, phones and web pages do to a photo (height, width, 3), uint8."""
+    import albumentations as A  # slow to import
+
+    resizing = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_CUBIC}
+    changes = [
+        A.RandomGamma((60, 160), p=0.5),
+        A.MultiplicativeNoise((0.85, 1.15), per_channel=True, p=0.4),  # white balance
+        A.ColorJitter((1, 1), (1, 1), saturation=(0.2, 1.4), hue=(0, 0), p=0.4),
+        A.GaussianBlur(sigma_limit=(0.3, 1.8), p=0.35),
+        A.Downscale((0.3, 0.9), resizing, p=0.4),
+        A.GaussNoise((1 / 255, 9 / 255), p=0.4),
+        A.ImageCompression(quality_range=(30, 94), p=0.5),
+    ]
+    for change in changes:  # with one seed for all, all would happen or none
+        change.set_random_seed(int(rng.integers(2**31)))
+        photo = change(image=photo)["image"]
+    return photo
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -203,49 +182,41 @@ def load_scene(path: Path, mask_dir: Path | None) -> tuple[np.ndarray, np.ndarra
         return photo, np.zeros(photo.shape[:2], np.uint8)
     label = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
     if label is None or label.shape != photo.shape[:2]:
-        raise ValueError(
-            f"{mask_path} must be a mask of the size of {path.name}. Save it as an 8-bit PNG of that size."
-        )
+        raise ValueError(f"{mask_path} must be an 8-bit PNG of the size of {path.name}. Save it anew.")
     return photo, label
 
 
-def load_car(pair) -> tuple[np.ndarray, np.ndarray]:
-    return load_image(pair.image_path), load_mask(pair.mask_path).astype(np.float32)
-
-
 def make_composite(number: int, settings: Settings, pairs: list, scenes: list[Path]) -> None:
-    """Write composite `number`, a function of it and the seed alone."""
+    """Write composite `number`, a function of it and the seed alone, unless it is there already."""
+    photo_path, label_path = (
+        settings.output / f"{folder}/composite-{number:06d}.{ending}"
+        for folder, ending in (("train", "jpg"), ("train_masks", "png"))
+    )
+    if label_path.exists():
+        return
     rng = np.random.default_rng((settings.seed, number))
-    cars = [load_car(pairs[rng.integers(len(pairs))]) for _ in range(2 if rng.random() < 0.15 else 1)]
+    chosen = [pairs[rng.integers(len(pairs))] for _ in range(2 if rng.random() < 0.15 else 1)]
+    cars = [(load_image(pair.image_path), load_mask(pair.mask_path).astype(np.float32)) for pair in chosen]
     scene = None
     if scenes and rng.random() >= settings.plain:
         scene = load_scene(scenes[rng.integers(len(scenes))], settings.scene_mask_dir)
     photo, label = compose(cars, scene, settings.height, settings.width, rng)
-    for folder, ending, picture in (("train", "jpg", photo[..., ::-1]), ("train_masks", "png", label)):
-        content = cv2.imencode(f".{ending}", picture)[1].tobytes()
-        write_file(settings.output / folder / f"composite-{number:06d}.{ending}", content)
+    write_file(photo_path, cv2.imencode(".jpg", photo[..., ::-1])[1].tobytes())
+    write_file(label_path, cv2.imencode(".png", label)[1].tobytes())
 
 
-def main(settings: Settings) -> int:
-    """Make the composites on all cores; those that are there already stay."""
+def main(settings: Settings) -> None:
+    """Make the composites on all cores."""
     pairs = require_pairs(settings.image_dir, settings.mask_dir)
     scenes = sorted(settings.scene_dir.glob("[!.]*.*")) if settings.scene_dir is not None else []
     if settings.scene_dir is not None and not scenes:
         raise ValueError(f"{settings.scene_dir} must hold photos of scenes, got none.")
-    todo = [
-        number
-        for number in range(settings.count)
-        if not (settings.output / "train_masks" / f"composite-{number:06d}.png").exists()
-    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(make_composite, number, settings, pairs, scenes) for number in todo]
-        for job in tqdm(jobs, "composites"):
-            job.result()
+        jobs = pool.map(lambda number: make_composite(number, settings, pairs, scenes), range(settings.count))
+        for _ in tqdm(jobs, "composites", settings.count):
+            pass
     print(f"{settings.count} composites in {settings.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    import tyro
-
-    run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    run_command(lambda args: main(parse_settings(Settings, args, __doc__)))

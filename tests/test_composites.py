@@ -35,27 +35,24 @@ def test_a_scenes_own_cars_and_unknown_pixels_stay_what_they_are():
         assert set(np.unique(composed)) <= {128, 255}
 
 
-def test_the_command_writes_pairs_that_follow_from_the_seed(tiny_set, tmp_path, capsys):
-    scenes = tmp_path / "scenes"
-    scenes.mkdir()
-    cv2.imwrite(str(scenes / "street.jpg"), np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
-    for name in ("first", "second"):
-        folders = dict(image_dir=tiny_set / "train", mask_dir=tiny_set / "train_masks", scene_dir=scenes)
-        assert main(Settings(output=tmp_path / name, count=4, width=96, height=64, **folders)) == 0
+def make(tiny_set, folder, scenes):
+    sizes = dict(count=4, width=96, height=64)
+    places = dict(image_dir=tiny_set / "train", mask_dir=tiny_set / "train_masks", scene_dir=scenes)
+    main(Settings(output=folder, **sizes, **places))
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("composite-*")}
+
+
+def test_the_command_writes_pairs_that_follow_from_the_seed(tiny_set, tmp_path):
+    (tmp_path / "scenes").mkdir()
+    scene = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "scenes/street.jpg"), scene)
+    first, second = (make(tiny_set, tmp_path / name, tmp_path / "scenes") for name in ("first", "second"))
     pairs, *left_over = find_pairs(tmp_path / "first/train", tmp_path / "first/train_masks")
     assert len(pairs) == 4 and left_over == [[], []]
-    for path in (tmp_path / "first").rglob("composite-*"):
-        assert path.read_bytes() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_bytes()
+    assert len(first) == 8 and first == second
 
 
 def test_an_empty_folder_of_scenes_is_named(tiny_set, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="none must hold photos of scenes, got none"):
-        main(
-            Settings(
-                output=tmp_path / "out",
-                image_dir=tiny_set / "train",
-                mask_dir=tiny_set / "train_masks",
-                scene_dir=tmp_path / "none",
-            )
-        )
+        make(tiny_set, tmp_path / "out", tmp_path / "none")
