@@ -543,7 +543,7 @@ def test_all_broken_pairs_are_named_and_the_good_ones_still_read(tiny_set, tmp_p
     result = run_script("train.py", "--train-image-dir", photos, "--train-mask-dir", masks, *args, cwd=tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: 2 of 10 pairs cannot be read, the first:") and f"{names[0]}.jpg is empty" in last
+    assert last.startswith("error: ") and f"{names[0]}.jpg is empty" in last and "check` names 1 more." in last
     assert "Traceback" not in result.stderr and not list((tmp_path / "c").glob("48x32*"))
 
 
@@ -553,7 +553,7 @@ def test_a_link_that_leads_nowhere_stops_the_cache_with_a_sentence(tmp_path, kin
     os.symlink("x.jpg" if kind == "loop" else "nowhere", tmp_path / "photos" / "x.jpg")
     Image.new("1", (64, 48), 1).save(tmp_path / "masks" / "x.png")
     pairs, *_ = data.find_pairs(tmp_path / "photos", tmp_path / "masks")
-    with pytest.raises(ValueError, match=r"1 of 1 pairs cannot be read, the first: .*x\.jpg cannot be read"):
+    with pytest.raises(ValueError, match=r"x\.jpg cannot be read"):
         data.build_cache(pairs, 48, 32, tmp_path / "cache", quiet=True)
 
 

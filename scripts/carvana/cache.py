@@ -25,7 +25,7 @@ CACHE_VERSION = 4  # part of each cache's key: raise it when cached pixels chang
 
 def read_pair(
     pair: Pair, width: int, height: int, decide: Callable[[dict[Path, Labels]], MaskRule] = decide_rule
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Facts]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Facts]:
     """Read a pair at training size.
 
     Args:
@@ -35,7 +35,7 @@ def read_pair(
 
     Returns:
         Photo (height, width, 3), uint8; coverage (height, width), uint8, 255 where a pixel is all car; known (height,
-        width), uint8, 255 where all of a pixel is known, else 0, or None for everywhere; what is noteworthy.
+        width), uint8, 255 where all of a pixel is known, else 0; what is noteworthy.
 
     Raises:
         ValueError: If a file is broken, the two differ in size, or the mask is grey.
@@ -49,7 +49,7 @@ def read_pair(
     image = area_average(image, width, height)
     coverage = area_average(mask.view(np.uint8) * np.uint8(255), width, height)
     share = np.count_nonzero(mask) / mask.size
-    has_outline = 0 < share < 1 and known is None  # else the outline ends at what is unknown
+    has_outline = 0 < share < 1 and known is None  # else it ends at what is unknown
     facts = Facts(
         pair.mask_path,
         dataclasses.replace(labels, index=None),
@@ -59,9 +59,8 @@ def read_pair(
         in_corners=bool(mask[[0, 0, -1, -1], [0, -1, 0, -1]].all()),
         fits=measure_fits(image, coverage, orientation) if has_outline else (0, 0, 0),
     )
-    if known is not None:
-        known = (area_average(known.astype(np.float32), width, height) > 0.999).astype(np.uint8) * np.uint8(255)
-    return image, coverage, known, facts
+    all_known = np.ones_like(coverage) if known is None else area_average(known.astype(np.float32), width, height)
+    return image, coverage, (all_known > 0.999) * np.uint8(255), facts
 
 
 def read_set(
@@ -83,7 +82,7 @@ def read_set(
         The rule of the masks, None if they follow none; what is noteworthy of each pair that could be read; a sentence
         for each problem.
     """
-    facts: dict[int, Facts] = {}
+    facts: list[Facts | None] = [None] * len(pairs)
     problems: list[str] = []
 
     def guess(masks: dict[Path, Labels]) -> MaskRule:
@@ -102,15 +101,15 @@ def read_set(
     # Threads do: Pillow and OpenCV decode outside Python's lock.
     bar = dict(desc=label, disable=quiet, leave=False, file=sys.stderr)
     thread_map(read, range(len(pairs)), max_workers=os.cpu_count(), tqdm_class=tqdm, **bar)
-    facts = dict(sorted(facts.items()))
+    read_facts = [fact for fact in facts if fact]
     try:
-        rule = decide_rule({fact.mask_path: fact.labels for fact in facts.values()}, car_value, unknown_value)
+        rule = decide_rule({fact.mask_path: fact.labels for fact in read_facts}, car_value, unknown_value)
     except ValueError as error:
-        return None, [*facts.values()], [*sorted(problems), str(error)]
-    # A file alone may suggest another rule than its set: what is read as car there is read again.
-    for row in [row for row, fact in facts.items() if fact.kinds != rule.classify(fact.labels)]:
-        read(row, lambda _: rule)
-    return rule, [*facts.values()], sorted(problems)
+        return None, read_facts, [*sorted(problems), str(error)]
+    for row, fact in enumerate(facts):
+        if fact and fact.kinds != rule.classify(fact.labels):  # a file alone may suggest another rule than its set
+            read(row, lambda _: rule)
+    return rule, [fact for fact in facts if fact], sorted(problems)
 
 
 @dataclass(frozen=True)
@@ -126,17 +125,12 @@ class Cache:
     stats: list[list[int]]  # for each pair: bytes and time in ns of photo and of mask, as they were when read
     values: tuple[tuple[str, ...], ...] = ((), ())  # car_value and unknown_value
 
-    @property
-    def images(self) -> np.ndarray:
-        return np.load(self.path / "images.npy", mmap_mode="r")
+    images = property(lambda cache: cache.open_array("images"))
+    coverage = property(lambda cache: cache.open_array("coverage"))
+    known = property(lambda cache: cache.open_array("known") if cache.values[1] else None)
 
-    @property
-    def coverage(self) -> np.ndarray:
-        return np.load(self.path / "coverage.npy", mmap_mode="r")
-
-    @property
-    def known(self) -> np.ndarray | None:
-        return np.load(self.path / "known.npy", mmap_mode="r") if self.values[1] else None
+    def open_array(self, name: str) -> np.ndarray:
+        return np.load(self.path / f"{name}.npy", mmap_mode="r")
 
     @functools.cached_property
     def report(self) -> dict:
@@ -211,31 +205,28 @@ def build_cache(
 
 def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
     """Decode the pairs into a folder of another name, which gets its own when all is done."""
-    n, partial = len(cache.pairs), cache.path.with_name(f"{cache.path.name}.partial")
+    partial = cache.path.with_name(f"{cache.path.name}.partial")
     for leftover in (cache.path, *cache.path.parent.glob("*.partial")):  # of killed processes: the lock is ours
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
-        images = reserve_array(partial / "images.npy", (n, height, width, 3))
-        coverage = reserve_array(partial / "coverage.npy", (n, height, width))
-        known = reserve_array(partial / "known.npy", (n, height, width)) if cache.values[1] else None
+        shape = len(cache.pairs), height, width
+        shapes = dict(images=(*shape, 3), coverage=shape, **({"known": shape} if cache.values[1] else {}))
+        arrays = [reserve_array(partial / f"{name}.npy", shape) for name, shape in shapes.items()]
 
-        def store(row: int, image: np.ndarray, covered: np.ndarray, is_known: np.ndarray | None) -> None:
-            images[row], coverage[row] = image, covered
-            if known is not None:
-                known[row] = 255 if is_known is None else is_known
+        def store(row: int, *pixels: np.ndarray) -> None:
+            for array, values in zip(arrays, pixels):
+                array[row] = values
 
         label = f"caching at {width}x{height}"
         rule, facts, problems = read_set(cache.pairs, width, height, *cache.values, store, label, quiet)
         if problems:
-            broken = n - len(facts)
-            of = f"{broken} of {n} pairs cannot be read, the first: " if broken else ""
-            more = " `python scripts/data.py check` names them all." if broken else ""
-            raise ValueError(f"{of}{problems[0]}{more}")
+            more = f" `python scripts/data.py check` names {len(problems) - 1} more." if problems[1:] else ""
+            raise ValueError(problems[0] + more)
         warnings, notes = find_oddities(facts, rule)
         report = dict(rule=dataclasses.asdict(rule), warnings=warnings, notes=notes)
         (partial / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
-        for array in (images, coverage) if known is None else (images, coverage, known):
+        for array in arrays:
             array.flush()
         partial.rename(cache.path)
     finally:

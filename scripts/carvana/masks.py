@@ -187,7 +187,7 @@ def decide_rule(
         f"Say which of them is the car's, for example --car-value {shlex.quote(car)}; several may be named.",
         "Class numbers, the indices of the palette, will do, too." if class_numbers else "",
         f"If {unknown} is a border or a doubtful area: --unknown-value {unknown}." if "255" in values else "",
-        f"If they are smoothed edges: {GREY_ADVICE[0].lower()}{GREY_ADVICE[1:]}" if is_grey else "",
+        f"Smoothed edges? {GREY_ADVICE}" if is_grey else "",
     ]
     what = next(iter(masks)) if len(masks) == 1 else "all masks together"
     raise ValueError(
