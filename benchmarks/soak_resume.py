@@ -156,7 +156,7 @@ def soak(settings: Settings, folder: Path) -> dict:
 
     def launch(run: Path, strike: tuple[str, int] | None = None, number: int = 0) -> ForkProcess:
         # Before its first checkpoint a run has nothing to go on from, and begins again.
-        begun = any((run / "checkpoints" / name).exists() for name in (extra.LAST, extra.PREVIOUS))
+        begun = extra.holds_run(run / "checkpoints")
         places = dict(cache_dir=folder / "cache", mirror_dir=run / "mirror", load_model=begun)
         config = train.Config(**tiny_run(cars, run, **changes, **places))
         run.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from carvana import machine
 from carvana.drawing import draw_curves, draw_predictions, draw_views, save_picture
-from carvana.files import copy_files, set_aside, write_file, write_table
+from carvana.files import copy_files, set_aside, shorten, write_file, write_table
 from carvana.metrics import dice, dice_by_threshold, find_edge, format_score_card, pixel_accuracy, summarise
 from carvana.pictures import area_average, upsample
 from carvana.segmenter import Segmenter, to_logit
@@ -89,12 +89,12 @@ def save_run(run: Run) -> None:
         RuntimeError: If loss or weights are no longer finite: that must not replace what can be resumed.
         OSError: If the file cannot be written.
     """
-    tensors = {f"network/{name}": tensor for name, tensor in run.network.state_dict().items()}
-    tensors |= {f"average/{name}": tensor for name, tensor in run.average.state_dict().items()}
+    tensors = {"loss_sum": run.loss_sum}
+    for part in ("network", "average"):
+        tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(run, part).state_dict().items()}
     for name, parameter in run.network.named_parameters():
         moments = run.optimizer.state.get(parameter, {})
         tensors |= {f"optimizer/{name}/{key}": moment for key, moment in moments.items()}
-    tensors["loss_sum"] = run.loss_sum
     check_finite(run, *tensors.values())
     path = run.config.checkpoint_dir / LAST
     if path.exists():
@@ -121,6 +121,11 @@ def check_finite(run: Run, *tensors: Tensor) -> None:
         )
 
 
+def holds_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run that can be resumed."""
+    return (folder / LAST).exists() or (folder / PREVIOUS).exists()
+
+
 def read_run(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """Read the tensors and the header of last.safetensors or, if that is damaged or missing, of the one before.
 
@@ -129,7 +134,7 @@ def read_run(folder: Path) -> tuple[dict[str, Tensor], dict]:
         ValueError: If both are damaged, or hold something else.
     """
     last, previous = folder / LAST, folder / PREVIOUS
-    if not last.exists() and not previous.exists():
+    if not holds_run(folder):
         raise FileNotFoundError(f"{last} does not exist: there is nothing to resume. Train without --load-model.")
     try:
         tensors, header = read_tensors(last)
@@ -183,7 +188,7 @@ def restore_run(run: Run) -> None:
     for name in settings_of_result(run.config):
         if before.get(name, now[name]) != now[name]:
             print(f"changed since the run began: {name}, from {before[name]} to {now[name]}")
-    print(f"resuming {folder / LAST} from epoch {run.progress.epoch + 1}, batch {run.progress.batch + 1}")
+    print(f"resuming {shorten(folder / LAST)} from epoch {run.progress.epoch + 1}, batch {run.progress.batch + 1}")
 
 
 def select(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -194,26 +199,26 @@ def select(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 def begin_run(run: Run, rank: int) -> None:
     """Resume a run, with its files from the mirror if the machine is new; or set an earlier one in the folder aside."""
     folder, mirror = run.config.checkpoint_dir, run.config.mirror_dir
-    holds_run = lambda place: place is not None and any((place / name).exists() for name in (LAST, PREVIOUS))
     if run.config.load_model:
-        if rank == 0 and holds_run(mirror) and not holds_run(folder):
+        if rank == 0 and mirror and holds_run(mirror) and not holds_run(folder):
             copy_files(mirror, folder)
         restore_run(run)
-    elif rank == 0:
-        for place in filter(holds_run, (folder, mirror)):
-            print(f"the earlier run is now in {set_aside(place)}; delete it, or go on with it by --load-model there")
-    if rank == 0:
-        write_file(folder / "settings.json", json.dumps(plain_settings(run.config), indent=1).encode())
-        print(format_settings(run.config))
-        trained, precision = run.description.trained, str(run.precision).removeprefix("torch.")
-        print(f"{trained['parameters']:,} parameters, {trained['device']}, {precision}")
+    if rank > 0:
+        return
+    for place in () if run.config.load_model else filter(None, (folder, mirror)):
+        if holds_run(place):
+            place = shorten(set_aside(place))
+            print(f"the earlier run is now in {place}; delete it, or go on with it by --load-model there")
+    write_file(folder / "settings.json", json.dumps(plain_settings(run.config), indent=1).encode())
+    print(format_settings(run.config))
+    trained, precision = run.description.trained, str(run.precision).removeprefix("torch.")
+    print(f"{trained['parameters']:,} parameters, {trained['device']}, {precision}")
 
 
 def start_epoch(run: Run) -> None:
     """Move to the beginning of the next epoch."""
-    run.progress = dataclasses.replace(
-        run.progress, epoch=run.progress.epoch + 1, batch=0, n_seen=0, seconds=0.0, wait_seconds=0.0
-    )
+    start = dict(batch=0, n_seen=0, seconds=0.0, wait_seconds=0.0)
+    run.progress = dataclasses.replace(run.progress, epoch=run.progress.epoch + 1, **start)
     run.loss_sum.zero_()
 
 
@@ -255,12 +260,8 @@ def choose_threshold(segmenter: Segmenter, cache: Cache, rows: Sequence[int]) ->
 
     def score(row: int) -> np.ndarray:
         mask, known = cache.load_mask(row)
-        logits = segmenter.read(cache.pairs[row].image_path)
-        return (
-            dice_by_threshold(logits, mask, levels)
-            if known is None
-            else dice_by_threshold(logits[known], mask[known], levels)
-        )
+        seen = ... if known is None else known
+        return dice_by_threshold(segmenter.read(cache.pairs[row].image_path)[seen], mask[seen], levels)
 
     curves = machine.map_photos(score, rows[:: math.ceil(len(rows) / N_THRESHOLD)])
     # Among equally good thresholds the one nearest to one half.
@@ -271,7 +272,7 @@ def choose_threshold(segmenter: Segmenter, cache: Cache, rows: Sequence[int]) ->
 def score_photos(
     segmenter: Segmenter, cache: Cache, rows: Sequence[int], threshold: float, mean_mask: np.ndarray
 ) -> list[dict]:
-    """Score photos at full resolution, as `predict.py` segments them.
+    """Score photos at full resolution, as `predict.py` segments them; unknown pixels do not count.
 
     Args:
         segmenter: The trained network.
@@ -286,14 +287,13 @@ def score_photos(
 
     def score(row: int) -> dict:
         pair, (mask, known) = cache.pairs[row], cache.load_mask(row)
-        prediction = segmenter.read(pair.image_path) > to_logit(threshold)
+        seen = ... if known is None else known
         height, width = segmenter.fit(*mask.shape)
         bound = upsample(area_average(mask.astype(np.float32), width, height), *mask.shape) > 0.5
         baseline = upsample(mean_mask, *mask.shape) > 0.5
-        edge = find_edge(mask)
-        if known is not None:  # from here on nothing is seen but known pixels
-            edge = edge[known]
-            mask, prediction, bound, baseline = (each[known] for each in (mask, prediction, bound, baseline))
+        prediction = segmenter.read(pair.image_path) > to_logit(threshold)
+        edge = find_edge(mask)[seen]
+        mask, prediction, bound, baseline = (each[seen] for each in (mask, prediction, bound, baseline))
         return dict(
             name=pair.name,
             car=pair.car,
@@ -334,15 +334,14 @@ def score_run(run: Run, cache: Cache, train_rows: Sequence[int], rows: Sequence[
     write_table(folder / "scores.csv", scores)
     copy_files(folder, run.config.mirror_dir, skip=PREVIOUS)
     print(format_score_card(card))
-    save_picture(picture_dir / "curves.png", draw_curves(run.progress.history))
-    worst = [rows[index] for index in sorted(range(len(rows)), key=lambda index: scores[index]["dice"])[:6]]
-    save_picture(picture_dir / "worst.png", draw_predictions(segmenter, cache, worst))
+    worst = [rows[index] for index in np.argsort([row["dice"] for row in scores], stable=True)[:6]]
     views = [row for row in rows if cache.pairs[row].car == cache.pairs[rows[0]].car]
+    save_picture(picture_dir / "curves.png", draw_curves(run.progress.history))
+    save_picture(picture_dir / "worst.png", draw_predictions(segmenter, cache, worst))
     save_picture(picture_dir / "views.png", draw_views(segmenter, cache, views))
     return dict(
         **{key: card[key] for key in ("dice", "accuracy", "edge_dice", "threshold")},
-        images_per_second=run.progress.history[-1]["images_per_second"],
-        data_wait=run.progress.history[-1]["data_wait"],
+        **{key: run.progress.history[-1][key] for key in ("images_per_second", "data_wait")},
         seconds=time.perf_counter() - run.started,
         peak_memory_mib=machine.peak_memory_mib(run.device),
         parameters=run.description.trained["parameters"],

@@ -256,9 +256,11 @@ def start_run(config: Config, device: torch.device, n_batches: int = 1) -> Run:
 def train(config: Config) -> dict:
     """Train, validate and score a network; return the values that the command prints at the end."""
     device = machine.choose_device(config.device)
-    rank, world_size = machine.join_processes(device)
     machine.prepare(device, config.deterministic)
-    with lock_folder(config.checkpoint_dir) if rank == 0 else contextlib.nullcontext():
+    with (
+        machine.join_processes(device) as (rank, world_size),
+        lock_folder(config.checkpoint_dir) if rank == 0 else contextlib.nullcontext(),
+    ):
         with machine.rank_0_first(rank):  # which builds the cache; the others open it
             cache, train_rows, val_rows = prepare_data(config, quiet=rank > 0)
         batches = data.EpochBatches(train_rows, config.batch_size, config.seed, True, rank, world_size)
@@ -287,9 +289,7 @@ def train(config: Config) -> dict:
                 else:
                     extra.start_epoch(run)
         del loader  # its workers leave now; the garbage collector would wait five seconds for each
-        summary = extra.score_run(run, cache, train_rows, val_rows) if rank == 0 else {}
-    machine.leave_processes()
-    return summary
+        return extra.score_run(run, cache, train_rows, val_rows) if rank == 0 else {}
 
 
 if __name__ == "__main__":

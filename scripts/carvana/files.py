@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -15,6 +15,12 @@ from PIL import Image
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 LOCK_SECONDS = 10  # the data workers of a killed run hold its lock, too, and notice its end after five
+
+
+def shorten(path: Path | str) -> str:
+    """Show a path relative to the project, where it lies in it."""
+    path = Path(path)
+    return path.relative_to(PROJECT_DIR).as_posix() if path.is_relative_to(PROJECT_DIR) else str(path)
 
 
 def write_file(path: Path | str, content: bytes) -> None:
@@ -32,7 +38,10 @@ def write_file(path: Path | str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if hasattr(os, "O_DIRECTORY"):  # the renaming, too, outlives a power cut
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
     except OSError as error:
         with contextlib.suppress(OSError):  # the folder is gone or read-only: the first error says so
             temporary.unlink(missing_ok=True)
@@ -40,16 +49,6 @@ def write_file(path: Path | str, content: bytes) -> None:
             f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Free some "
             "space, or name another folder."
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a renaming in a folder outlive a power cut, where the system lets folders be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_table(path: Path | str, rows: list[dict]) -> None:
@@ -84,28 +83,25 @@ def copy_files(source: Path, target: Path | None, skip: str = "") -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path):
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep a second training out of a folder while this one lives; the lock dies with its processes.
 
     Raises:
         RuntimeError: If another training has the folder.
         OSError: If the folder cannot be written to.
     """
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))  # beside the folder, which may be renamed
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, which may be renamed meanwhile.
-        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"), timeout=LOCK_SECONDS)
-        lock.acquire()
+        acquired = lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout as error:
         raise RuntimeError(
             f"{folder} is in use by another training. Wait for it, or name another --checkpoint-dir."
         ) from error
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}). Name another --checkpoint-dir.") from error
-    try:
+    with acquired:
         yield
-    finally:
-        lock.release()
 
 
 def print_values(values: dict) -> None:
@@ -113,7 +109,8 @@ def print_values(values: dict) -> None:
     if values:
         print("---")
     for name, value in values.items():
-        print(f"{name + ':':<20}{f'{value:.6g}' if isinstance(value, float) else value}")
+        text = f"{value:.6g}" if isinstance(value, float) else shorten(value) if isinstance(value, Path) else value
+        print(f"{name + ':':<20}{text}")
 
 
 def run_command(main: Callable, args: list[str] | None = None) -> None:

@@ -17,6 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._triton import has_triton
+
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,11 +39,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -59,11 +63,9 @@ def choose_compile(name: str, device: torch.device, n_steps: int) -> bool:
 
     Together with several processes it was never tried, so that it must be asked for.
     """
-    if name == "auto":
-        from torch.utils._triton import has_triton
-
-        return device.type == "cuda" and not dist.is_initialized() and n_steps >= 2000 and has_triton()
-    return name == "on"
+    if name != "auto":
+        return name == "on"
+    return device.type == "cuda" and not dist.is_initialized() and n_steps >= 2000 and has_triton()
 
 
 def choose_workers(workers: int | None, device: torch.device, world_size: int) -> int:
@@ -85,7 +87,7 @@ def prepare(device: torch.device, deterministic: bool) -> None:
 
 
 def keep_memory() -> None:
-    """Let the process keep and reuse large blocks of memory instead of returning them to Linux after each operation.
+    """Let the process keep large blocks of memory for reuse instead of returning them to Linux after each operation.
 
     On a CPU the kernel otherwise spends a third of a training step on clearing pages. Huge pages need the variable set
     before PyTorch's first tensor.
@@ -99,11 +101,10 @@ def keep_memory() -> None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
+    """Return what PyTorch took of a GPU's memory at most, else the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource  # not on Windows
-    except ModuleNotFoundError:
+    if resource is None:
         return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -175,17 +176,17 @@ def catch_stop() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def join_processes(device: torch.device) -> tuple[int, int]:
-    """Join the processes that torchrun started.
-
-    Returns:
-        This process's rank and their number; 0 and 1 without torchrun.
-    """
+@contextlib.contextmanager
+def join_processes(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Join the processes that torchrun started, and part at the end; yield this one's rank and how many they are."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size > 1 and not dist.is_initialized():
+    if world_size > 1:
         # Rank 0 alone builds the cache and validates, which may take longer than the ten minutes that are the default.
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
-    return rank, world_size
+    yield rank, world_size
+    if world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -196,13 +197,6 @@ def rank_0_first(rank: int) -> Iterator[None]:
     yield
     if rank == 0 and dist.is_initialized():
         dist.barrier()
-
-
-def leave_processes() -> None:
-    """Wait until all processes are here, and part."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def spread(network: nn.Module, device: torch.device) -> nn.Module:

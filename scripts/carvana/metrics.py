@@ -32,32 +32,25 @@ def pixel_accuracy(prediction: np.ndarray, mask: np.ndarray) -> float:
     return float(np.count_nonzero(prediction == mask) / mask.size)
 
 
-def find_edge(mask: np.ndarray, pixels: int = EDGE_PIXELS) -> np.ndarray:
-    """Find the pixels at most `pixels` from the edge of a mask, both (H, W), bool."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
+def find_edge(mask: np.ndarray) -> np.ndarray:
+    """Find the pixels at most EDGE_PIXELS from the edge of a mask, both (H, W), bool."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * EDGE_PIXELS + 1, 2 * EDGE_PIXELS + 1))
     # Outside the frame is neither car nor background: it must not grow a band of its own along the border.
     border = dict(borderType=cv2.BORDER_REPLICATE)
     return cv2.dilate(mask.view(np.uint8), disc, **border) != cv2.erode(mask.view(np.uint8), disc, **border)
 
 
 def dice_by_threshold(logits: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Dice of `logits > level` for each level, from two histograms instead of as many comparisons.
+    """Dice of `logits > level` for each level, after sorting the logits once.
 
     Args:
         logits: (H, W), float32.
         mask: (H, W), bool.
-        levels: (n,), float32, increasing.
+        levels: (n,), float32.
     """
-    counts = []
-    for values in (logits, logits[mask]):
-        undecided = values[(values > levels[0]) & (values <= levels[-1])]
-        n_passed = np.bincount(
-            np.searchsorted(levels, undecided), minlength=len(levels) + 1
-        )  # of the levels, by a pixel
-        n_passed[-1] = np.count_nonzero(values > levels[-1])
-        counts.append(n_passed[::-1].cumsum()[::-1][1:])
-    area = counts[0] + np.count_nonzero(mask)
-    return np.where(area > 0, 2 * counts[1] / np.maximum(area, 1), 1.0)
+    n_above = lambda values: values.size - np.searchsorted(np.sort(values, axis=None), levels, side="right")
+    area = n_above(logits) + np.count_nonzero(mask)
+    return np.where(area > 0, 2 * n_above(logits[mask]) / np.maximum(area, 1), 1.0)
 
 
 def bootstrap_interval(values: Sequence[float], cars: Sequence[str], seed: int = 0) -> tuple[float, float]:
@@ -74,21 +67,18 @@ def bootstrap_interval(values: Sequence[float], cars: Sequence[str], seed: int =
 
 def summarise(rows: list[dict], threshold: float) -> dict:
     """Make a score card of scored photos: numbers, and None for an interval where there are too few cars."""
-    cars = {row["car"] for row in rows}
-    views = sorted({row["view"] for row in rows} - {0})
-    low, high = None, None
-    if len(cars) >= MIN_CARS:
-        low, high = bootstrap_interval([row["dice"] for row in rows], [row["car"] for row in rows])
+    mean = lambda key, rows=rows: float(np.mean([row[key] for row in rows]))
+    dices, cars = ([row[key] for row in rows] for key in ("dice", "car"))
+    n_cars, views = len(set(cars)), sorted({row["view"] for row in rows} - {0})
+    low, high = bootstrap_interval(dices, cars) if n_cars >= MIN_CARS else (None, None)
     return {
-        **{key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key not in ("name", "car", "view")},
+        **{key: mean(key) for key in rows[0] if key not in ("name", "car", "view")},
         "dice_low": low,
         "dice_high": high,
         "threshold": threshold,
         "n_images": len(rows),
-        "n_cars": len(cars),
-        "dice_per_view": {
-            f"{view:02d}": float(np.mean([row["dice"] for row in rows if row["view"] == view])) for view in views
-        },
+        "n_cars": n_cars,
+        "dice_per_view": {f"{view:02d}": mean("dice", [row for row in rows if row["view"] == view]) for view in views},
     }
 
 

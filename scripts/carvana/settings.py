@@ -11,14 +11,7 @@ from typing import Annotated
 import pydantic
 import tyro
 
-from carvana.files import PROJECT_DIR
-
-
-def shorten(path: Path | str) -> str:
-    """Show a path relative to the project, where it lies in it."""
-    path = Path(path)
-    return path.relative_to(PROJECT_DIR).as_posix() if path.is_relative_to(PROJECT_DIR) else str(path)
-
+from carvana.files import shorten
 
 # Types of numbers that say their range.
 Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
@@ -70,12 +63,12 @@ def parse_settings(cls: type, args: list[str], description: str | None):
     Raises:
         SystemExit: With 2 after an unknown option or a wrong value, with 0 after --help.
     """
-    options = {f"--{field.name.replace('_', '-')}": field for field in dataclasses.fields(cls)}
+    options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cls)]
+    initials = {"--" + "".join(part[0] for part in option[2:].split("-")): option for option in options}
     for word in (arg.split("=")[0].replace("_", "-") for arg in args if arg.startswith("--")):
-        if word not in options and word not in ("--help", "--") and f"--{word.removeprefix('--no-')}" not in options:
-            initials = ["--" + "".join(part[0] for part in name[2:].split("-")) for name in options]
-            likely = [name for name, short in zip(options, initials) if short == word]
-            likely += [name for name in options if name.startswith(word)] + difflib.get_close_matches(word, options)
+        if word not in ("--help", "--", *options) and f"--{word.removeprefix('--no-')}" not in options:
+            likely = [initials[word]] if word in initials else [name for name in options if name.startswith(word)]
+            likely += difflib.get_close_matches(word, options)
             advice = f"Did you mean {likely[0]}?" if likely else "See --help."
             print(f"error: {word} is not an option. {advice}", file=sys.stderr)
             raise SystemExit(2)

@@ -80,10 +80,7 @@ def find_weights(name: Path | str) -> Path:
 
 
 def load_network(path: Path | str) -> tuple[UNet, Description]:
-    """Rebuild a network from its .safetensors file alone.
-
-    Args:
-        path: The file, or its short name, see `find_weights`.
+    """Rebuild a network from its .safetensors file alone, which may be named by its short name, see `find_weights`.
 
     Returns:
         The network in float32, for prediction, on the CPU; and the file's description.
@@ -104,22 +101,21 @@ def build_network(path: Path | str, header: dict, weights: dict[str, Tensor]) ->
         ValueError: If the weights are not those of the network in the header's description, or not finite.
     """
     try:
-        names = [field.name for field in dataclasses.fields(Description)]
+        names = {field.name for field in dataclasses.fields(Description)}
         # What else stands there is left out: files that shipped before say more.
-        description = Description(
-            **{name: header["description"][name] for name in names if name in header["description"]}
-        )
+        description = Description(**{name: value for name, value in header["description"].items() if name in names})
         with torch.device("meta"):  # takes no memory, whatever a file claims to be
             network = UNet(**description.network)
         check_image_size(description.image_height, description.image_width, 2 ** network.settings["depth"])
-        expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        got = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        for name in expected | got:
-            if expected.get(name) != got.get(name):
-                raise ValueError(f"tensor {name} must have the shape {expected.get(name)}, got {got.get(name)}")
+        shape = lambda tensor: None if tensor is None else tuple(tensor.shape)
+        expected = network.state_dict()
+        for name in expected | weights:
+            wanted, got = shape(expected.get(name)), shape(weights.get(name))
+            if wanted != got:
+                raise ValueError(f"tensor {name} must have the shape {wanted}, got {got}")
             if not weights[name].isfinite().all():
                 raise ValueError(f"tensor {name} must hold finite numbers")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold weights of this project ({error}). Use a file of train.py.") from error
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     network.load_state_dict(weights, assign=True)
@@ -128,8 +124,7 @@ def build_network(path: Path | str, header: dict, weights: dict[str, Tensor]) ->
 
 def save_weights(path: Path | str, network: UNet, description: Description) -> None:
     """Save a network as safetensors: convolutions in 16-bit floats, batch norm and colours in 32."""
-    weights = {
-        name: tensor.half() if tensor.dim() == 4 and not name.startswith("colour") else tensor
-        for name, tensor in network.state_dict().items()
-    }
+    is_convolution = lambda name, tensor: tensor.dim() == 4 and not name.startswith("colour")
+    tensors = network.state_dict().items()
+    weights = {name: tensor.half() if is_convolution(name, tensor) else tensor for name, tensor in tensors}
     write_tensors(path, weights, description=dataclasses.asdict(description))
