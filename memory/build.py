@@ -8,7 +8,8 @@ an equal file.
 
 import json
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
@@ -17,6 +18,7 @@ sys.path.insert(0, str(PROJECT_DIR / "scripts"))
 import figures
 from carvana.files import run_command, write_file
 from carvana.metrics import bootstrap_interval
+from carvana.settings import PathSetting, parse_settings, settings_class
 from unet import UNet
 
 import experiments
@@ -24,24 +26,11 @@ import experiments
 MEMORY_DIR, RESULT_DIR = PROJECT_DIR / "memory", PROJECT_DIR / "experiments"
 
 
-@dataclass(frozen=True)
+@settings_class
 class Settings:
     """Where the report goes."""
 
-    output: Path = PROJECT_DIR / "memory.pdf"  # a name that ends in {p}.png gives pages as pictures
-
-
-def paper_sizes(side: int, depth: int = 4) -> list[int]:
-    """Return a square photo's side after each pair of convolutions of the paper's network, which are not padded.
-
-    Example:
-        >>> paper_sizes(572)
-        [568, 280, 136, 64, 28, 52, 100, 196, 388]
-    """
-    sizes = [side - 4]
-    for level in range(2 * depth):
-        sizes.append((sizes[-1] // 2 if level < depth else 2 * sizes[-1]) - 4)
-    return sizes
+    output: PathSetting = PROJECT_DIR / "memory.pdf"  # a name that ends in {p}.png gives pages as pictures
 
 
 def receptive_field(kernel_size: int, depth: int = 4) -> int:
@@ -51,67 +40,53 @@ def receptive_field(kernel_size: int, depth: int = 4) -> int:
         >>> receptive_field(3)
         140
     """
-    field, stride = 1, 1
-    for level in range(depth + 1):
-        if level:  # pooling
-            field, stride = field + stride, 2 * stride
-        field += 2 * (kernel_size - 1) * stride
-    return field
+    convolutions = sum(2 * (kernel_size - 1) * 2**level for level in range(depth + 1))
+    pooling = sum(2**level for level in range(depth))
+    return 1 + convolutions + pooling
 
 
 def count_parameters(kernel_size: int, base_width: int) -> dict[str, int]:
-    """Count a network's parameters by what they belong to."""
-    counts = dict(convolutions=0, up_convolutions=0, batch_norm=0, head=0)
+    """Count a network's parameters by what they belong to: up_convolutions, head, convolutions, batch_norm."""
+    counts = Counter()
     for name, parameter in UNet(base_width=base_width, kernel_size=kernel_size).named_parameters():
-        kind = name.split(".")[0]
-        if kind not in counts:
-            kind = "convolutions" if parameter.dim() == 4 else "batch_norm"
-        counts[kind] += parameter.numel()
+        part, other = name.split(".")[0], "convolutions" if parameter.dim() == 4 else "batch_norm"
+        counts[part if part in ("up_convolutions", "head") else other] += parameter.numel()
     return counts
 
 
-def measure_leak(result_dir: Path) -> dict:
+def measure_leak() -> dict:
     """Compare the two trainings of leak.py: last Dice of each, and their difference with its 95 % CI over cars."""
-    by_car, by_image = (experiments.load_run(result_dir / name) for name in ("leak_by_car", "leak_by_image"))
+    by_car, by_image = (experiments.load_run(RESULT_DIR / name) for name in ("leak_by_car", "leak_by_image"))
     differences = experiments.subtract(by_image, by_car)
     low, high = bootstrap_interval(differences.tolist(), [photo["car"] for photo in by_car.dice])
-    return dict(
-        by_car=by_car.facts["last_dice"],
-        by_image=by_image.facts["last_dice"],
-        difference=float(differences.mean()),
-        difference_low=low,
-        difference_high=high,
-        settings=by_car.facts["settings"],
-        n_train_photos=by_car.facts["n_train_photos"],
-        n_photos=by_car.facts["n_validation_photos"],
-        n_cars=by_car.facts["n_validation_cars"],
-    )
+    numbers = dict(difference=float(differences.mean()), difference_low=low, difference_high=high)
+    numbers |= dict(by_car=by_car.facts["last_dice"], by_image=by_image.facts["last_dice"])
+    names = dict(n_photos="n_validation_photos", n_cars="n_validation_cars")
+    names |= dict(settings="settings", n_train_photos="n_train_photos")
+    return numbers | {name: by_car.facts[fact] for name, fact in names.items()}
 
 
 def collect_numbers(runs: list[experiments.Run]) -> dict:
     """Return what memory.typ prints; it does the rounding."""
-    baseline, table = runs[0], experiments.compare(runs)
+    baseline, table, by_dice = runs[0], experiments.compare(runs), itemgetter("dice")
     for row in table:
         row["change"] = experiments.describe(row["name"], row)
     width = baseline.facts["settings"]["base_width"]
     dice_of = figures.group_dice(baseline, "view")
-    by_view = [dict(view=int(view), dice=sum(dice) / len(dice)) for view, dice in dice_of.items()]
+    views = [dict(view=int(view), dice=sum(dice) / len(dice)) for view, dice in dice_of.items()]
     studio = [dict(row, view=int(row["view"])) for row in experiments.read_table(RESULT_DIR / "studio_views.csv")]
-    by_dice = lambda row: row["dice"]
+    studio_mean = sum(map(by_dice, studio)) / len(studio)
     return dict(
         table=table,
         facts=baseline.facts,
         first_dice=baseline.history[0]["val_dice"],
-        best_view=max(by_view, key=by_dice),
-        worst_view=min(by_view, key=by_dice),
+        best_view=max(views, key=by_dice),
+        worst_view=min(views, key=by_dice),
         worst_photo=min(photo["last"] for photo in baseline.dice),
         counts=[dict(kernel_size=size, **count_parameters(size, width)) for size in (3, 5)],
         receptive_field=[receptive_field(size) for size in (3, 5)],
-        paper_sizes=paper_sizes(572),
-        leak=measure_leak(RESULT_DIR),
-        studio=dict(
-            mean=sum(map(by_dice, studio)) / len(studio), best=max(studio, key=by_dice), worst=min(studio, key=by_dice)
-        ),
+        leak=measure_leak(),
+        studio=dict(mean=studio_mean, best=max(studio, key=by_dice), worst=min(studio, key=by_dice)),
     )
 
 
@@ -125,9 +100,7 @@ def build(settings: Settings) -> None:
     try:
         import typst
     except ModuleNotFoundError:
-        raise RuntimeError(
-            "typst must be installed to build the report. Run `pip install -r requirements-memory.txt`."
-        ) from None
+        raise RuntimeError("typst must be installed, got none. Run `pip install -r requirements-memory.txt`.") from None
     runs = experiments.load_study(RESULT_DIR)
     numbers, build_dir = collect_numbers(runs), MEMORY_DIR / "build"
     write_file(build_dir / "numbers.json", json.dumps(numbers, indent=1).encode())
@@ -148,6 +121,4 @@ def build(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    run_command(lambda args: build(tyro.cli(Settings, args=args, description=__doc__)))
+    run_command(lambda args: build(parse_settings(Settings, args, __doc__)))

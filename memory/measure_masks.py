@@ -8,7 +8,6 @@ it, upsampled again and thresholded at one half: once as coverage (area average)
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -23,16 +22,17 @@ from carvana.machine import map_photos
 from carvana.masks import load_mask
 from carvana.metrics import dice
 from carvana.pictures import MASK_SUFFIXES, area_average, upsample
+from carvana.settings import Count, PathSetting, parse_settings, settings_class
 
 SIZES = ((240, 160), (480, 320), (960, 640))  # width, height in pixels
 
 
-@dataclass(frozen=True)
+@settings_class
 class Settings:
     """Which masks to measure."""
 
-    mask_dir: Path = PROJECT_DIR / "data/train_masks"  # masks at full resolution
-    limit: int = 256  # at most so many, spread evenly
+    mask_dir: PathSetting = PROJECT_DIR / "data/train_masks"  # masks at full resolution
+    limit: Count = 256  # at most so many, spread evenly
 
 
 def measure(path: Path) -> dict[str, float]:
@@ -63,6 +63,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    run_command(lambda args: main(parse_settings(Settings, args, __doc__)))

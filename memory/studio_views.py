@@ -6,7 +6,6 @@ writes experiments/studio_views.csv (view, Dice), memory/studio_views.png and me
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
@@ -16,17 +15,18 @@ from carvana.drawing import area_fit, draw_errors, draw_mask, draw_sheet, save_p
 from carvana.files import run_command, write_table
 from carvana.metrics import dice
 from carvana.segmenter import Segmenter
+from carvana.settings import Count, PathSetting, Whole, parse_settings, settings_class
 from carvana.studio.camera import shoot_car
 
 
-@dataclass(frozen=True)
+@settings_class
 class Settings:
     """Whose prediction of which car."""
 
-    weights: Path = PROJECT_DIR / "experiments/baseline/best.safetensors"  # the network
-    studio_seed: int = 2026  # decides the car and its room
-    width: int = 960  # size of the photos in pixels
-    height: int = 640  # likewise
+    weights: PathSetting = PROJECT_DIR / "experiments/baseline/best.safetensors"  # the network
+    studio_seed: Whole = 2026  # decides the car and its room
+    width: Count = 960  # size of the photos in pixels
+    height: Count = 640  # likewise
 
 
 def main(settings: Settings) -> None:
@@ -52,6 +52,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    run_command(lambda args: main(tyro.cli(Settings, args=args, description=__doc__)))
+    run_command(lambda args: main(parse_settings(Settings, args, __doc__)))

@@ -248,5 +248,5 @@ def test_the_leaks_two_trainings_differ_in_the_scored_cars_views_alone(tmp_path)
         leak.link_pairs(part, tmp_path / "links")
         linked = leak.require_pairs(tmp_path / "links/train", tmp_path / "links/train_masks")
         assert sorted(pair.name for pair in linked) == sorted(pair.name for pair in part)
-    with pytest.raises(ValueError, match="cars must have more than 4 photos, got one with 3"):
+    with pytest.raises(ValueError, match="cars must have over 4 photos, got one with 3"):
         leak.divide([pair for pair in pairs if pair.view <= 3], seed=0)

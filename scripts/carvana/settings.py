@@ -72,7 +72,7 @@ def parse_settings(cls: type, args: list[str], description: str | None):
             advice = f"Did you mean {likely[0]}?" if likely else "See --help."
             print(f"error: {word} is not an option. {advice}", file=sys.stderr)
             raise SystemExit(2)
-    return tyro.cli(cls, args=args, description=description, prog=f"python scripts/{Path(sys.argv[0]).name}")
+    return tyro.cli(cls, args=args, description=description, prog=f"python {shorten(Path(sys.argv[0]).resolve())}")
 
 
 def to_arguments(changes: dict) -> list[str]:
