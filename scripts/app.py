@@ -68,15 +68,13 @@ class Photo:
 
     path: Path  # the visit's own copy; its stem is the name of the results
     preview: np.ndarray  # RGB (h, w, 3), uint8, at most DISPLAY_SIDE pixels wide and high
-    size: tuple[int, int]  # (height, width) of the photo itself
     logits: np.ndarray  # float32, of any size: a change of the look does not run the network
-    seconds: float  # that the network took
-    uncertainty_limit: float  # of the weights
+    uncertainty: tuple[float, float]  # of the network, and the limit of its weights
+    facts: str  # for the curious
 
-    def measure(self, threshold: float) -> tuple[float, float, float]:
-        """Return the fraction of the photo that is car, the network's uncertainty and its limit."""
-        share = float((self.logits > to_logit(threshold)).mean())
-        return share, measure_uncertainty(self.logits), self.uncertainty_limit
+    def measure(self, threshold: float) -> float:
+        """Return the fraction of the photo that is car."""
+        return float((self.logits > to_logit(threshold)).mean())
 
 
 @dataclass
@@ -165,9 +163,14 @@ def segment(path: Path, segmenter: Segmenter) -> Photo:
     started = time.perf_counter()
     logits = segmenter.logits(image)
     seconds = time.perf_counter() - started
-    scale = min(1, DISPLAY_SIDE / max(image.shape))
-    preview = cover(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
-    return Photo(path, preview, image.shape[:2], logits, seconds, segmenter.description.uncertainty_limit)
+    height, width = image.shape[:2]
+    scale, description = min(1, DISPLAY_SIDE / max(height, width)), segmenter.description
+    preview = cover(image, max(1, round(height * scale)), max(1, round(width * scale)))
+    facts = (
+        f"{width} × {height} pixels, found in {seconds:.2f} s by a U-Net trained at "
+        f"{description.image_width} × {description.image_height} ({segmenter.device.type}, {segmenter.runtime.name})"
+    )
+    return Photo(path, preview, logits, (measure_uncertainty(logits), description.uncertainty_limit), facts)
 
 
 def read_upload(path: Path) -> np.ndarray:
@@ -188,7 +191,7 @@ def draw_viewer(visit: Visit, look: Look, note: str = "") -> str:
     if not visit.photos:
         return f'<p role="status">{note}</p>'
     photo = visit.photos[visit.current]
-    name, warning = html.escape(photo.path.stem), html.escape(warn(*photo.measure(look.threshold)))
+    name, warning = html.escape(photo.path.stem), warn(photo.measure(look.threshold), *photo.uncertainty)
     before, (_, result) = look.frame(photo), look.draw(photo, photo.preview, visit.background)
     strip = "".join(
         f'<button data-number="{number}"{" aria-current=true" * (number == visit.current)}>'
@@ -274,10 +277,7 @@ def make_app(segmenter: Segmenter):
         if not visit.photos:
             return draw_viewer(visit, look), ""
         photo = visit.photos[visit.current]
-        return draw_viewer(visit, look), (
-            f"{photo.size[1]} × {photo.size[0]} pixels, {photo.measure(look.threshold)[0]:.1%} of them car, found in "
-            f"{photo.seconds:.2f} s by a U-Net trained at {size} ({segmenter.device.type}, {segmenter.runtime.name})"
-        )
+        return draw_viewer(visit, look), f"{photo.measure(look.threshold):.1%} of the photo is car. {photo.facts}"
 
     def select(visit, event: gr.EventData):
         visit.current = int(event.index)
@@ -292,7 +292,6 @@ def make_app(segmenter: Segmenter):
         page.state_holder.delete_state(request.session_hash)
 
     kinds = sorted(IMAGE_SUFFIXES)
-    size = f"{segmenter.description.image_width} × {segmenter.description.image_height}"
     with gr.Blocks(title="Cut cars out of photos", analytics_enabled=False, delete_cache=CLEANING) as page:
         visit = gr.State(lambda: Visit(Path(tempfile.mkdtemp(dir=root))), delete_callback=Visit.close)
         gr.Markdown(INTRODUCTION, elem_id="title")
@@ -334,9 +333,8 @@ def make_app(segmenter: Segmenter):
         look = [view, background, colour, shadow, crop, main_car, threshold]
         show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details], **private)
         outputs = [visit, upload, viewer, details, desk]
-        upload.upload(work, [visit, upload, *look], outputs, trigger_mode="multiple", **private)
-        try_sample = gr.State([SAMPLE])
-        sample.click(work, [visit, try_sample, *look], outputs, **private)
+        upload.upload(work, [visit, upload, *look], outputs, trigger_mode="multiple", **private)  # more may be dropped
+        sample.click(work, [visit, gr.State([SAMPLE]), *look], outputs, **private)
         for control in look:
             control.change(**show(), trigger_mode="always_last")
         reveal = lambda choice: (gr.update(visible=choice == "Colour"), gr.update(visible=choice == "Picture"))

@@ -131,22 +131,18 @@ def browser():
 
 @pytest.fixture
 def visit(server, browser):
-    """Open the page as a new visitor; each request that it sends is noted in `page.asked`."""
-    contexts = []
+    """Open the page as a new visitor."""
 
     def open_page(width: int = 1280, height: int = 900):
-        context = browser.new_context(viewport=dict(width=width, height=height), accept_downloads=True)
+        context = browser.new_context(viewport=dict(width=width, height=height))
         context.set_default_timeout(PATIENCE)
-        contexts.append(context)
         page = context.new_page()
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
         page.goto(server.url)
         page.wait_for_selector("#upload input[type=file]", state="attached")
         return page
 
     yield open_page
-    for context in contexts:
+    for context in browser.contexts:
         context.close()
 
 
@@ -197,13 +193,11 @@ class Result:
     """The result that a page shows."""
 
     def __init__(self, page):
-        self.locator = page.locator(".compare .after")
-        self.url = None
+        self.locator, self.url = page.locator(".compare .after"), "none yet"
 
     def next(self) -> np.ndarray:
         """Wait until another picture than the last one is shown; return it."""
-        if self.url:
-            expect(self.locator).not_to_have_attribute("src", self.url, timeout=PATIENCE)
+        expect(self.locator).not_to_have_attribute("src", self.url, timeout=PATIENCE)
         self.url = self.locator.get_attribute("src")
         return load(io.BytesIO(base64.b64decode(self.url.partition(",")[2])))
 
@@ -227,11 +221,10 @@ def test_keyboard_alone_leads_from_the_sample_car_to_its_download(visit):
     page = visit()
 
     def tab_to(selector: str) -> None:
-        for _ in range(40):
-            page.keyboard.press("Tab")
-            if page.evaluate("s => document.activeElement.matches(s)", selector):
-                break
-        assert page.evaluate("s => document.activeElement.matches(s)", selector), selector
+        is_there = lambda: (
+            page.keyboard.press("Tab") or page.evaluate("s => document.activeElement.matches(s)", selector)
+        )
+        assert any(is_there() for _ in range(40)), selector
 
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     line = "getComputedStyle(document.querySelector('.line')).left"
@@ -422,12 +415,14 @@ def test_nothing_is_kept_of_a_closed_page_though_another_visitor_stays(visit, se
 
 
 def test_nothing_is_asked_of_other_machines(visit, server):
-    page = visit()
+    page, asked = visit(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
     page.click("#sample")
     expect_details(page, "1200 × 800 pixels")
-    assert len(page.asked) > 10
+    assert len(asked) > 10
     own = (server.url, "data:", "blob:", server.url.replace("http", "ws"))
-    assert [url for url in page.asked if not url.startswith(own)] == []
+    assert [url for url in asked if not url.startswith(own)] == []
     hosts = set(server.addresses.read_text().split())
     assert hosts <= {"127.0.0.1", "localhost", "::1", "0.0.0.0", "local", "None"}, hosts
 
