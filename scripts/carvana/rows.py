@@ -31,58 +31,49 @@ def start_table(
     Raises:
         ValueError: If the rows that are there were made with other settings, or the file is no such table.
     """
-    settings_path, first_line = path.with_suffix(".json"), to_line(header)
-    settings, names, fits = {key: value for key, value in made_with.items() if value is not None}, set(), True
+    settings_path, first_line, partial = path.with_suffix(".json"), to_line(header), path.with_name(path.name + ".tmp")
+    settings, before = {key: value for key, value in made_with.items() if value is not None}, {}
     if settings_path.exists():
         try:
             before = dict(json.loads(settings_path.read_text("utf-8")))
-        except (ValueError, TypeError):
-            raise ValueError(f"{settings_path} is damaged. Delete it with {path}, or name another place.") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{settings_path} is damaged. Delete it with {path}, or name another place.") from error
         if not before.keys() <= made_with.keys():
             raise ValueError(f"{settings_path} must hold the settings of {path}, got other things. Name another place.")
-        for key, value in settings.items() if path.exists() else ():
-            if before.get(key) not in (None, value):
-                fits = False
-                if not overwrite:
-                    raise ValueError(
-                        f"{key} must be {before[key]}, as for the results in {path}, got {value}. Use --overwrite to "
-                        "make them anew, or name another place for the results."
-                    )
-        settings = {**before, **settings} if fits else settings
+    others = [key for key in settings if path.exists() and before.get(key) not in (None, settings[key])]
+    if others and not overwrite:
+        raise ValueError(
+            f"{others[0]} must be {before[others[0]]}, as for the results in {path}, got {settings[others[0]]}. Use "
+            "--overwrite to make them anew, or name another place for the results."
+        )
+    names = set()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with lock(path), open(partial, "wb") as kept:
-        kept.write(first_line)
-        if path.exists():
-            with open(path, "rb") as rows:  # line by line: a submission has 100,064 rows of some 20 kB
-                got = rows.readline(5000)
-                if not first_line.startswith(got):  # it may have been cut, too
-                    partial.unlink()
-                    got = got.decode("utf-8", "replace").strip()[:80]
-                    raise ValueError(f"{path} must begin with {','.join(header)}, got {got!r}. Name another file.")
+    with lock(path):
+        with open(path, "ab+") as rows:  # read line by line: a submission has 100,064 rows of some 20 kB
+            rows.seek(0)
+            got = rows.readline(5000)
+            if not first_line.startswith(got):  # it may have been cut, too
+                got = got.decode("utf-8", "replace").strip()[:80]
+                raise ValueError(f"{path} must begin with {','.join(header)}, got {got!r}. Name another file.")
+            with open(partial, "wb") as kept:
+                kept.write(first_line)
                 for line in rows:
                     name = (next(csv.reader([line[:5000].decode("utf-8", "replace")]), []) or [""])[0]
-                    if fits and line.endswith(b"\n") and name and name not in names and keep(name):
+                    if not others and line.endswith(b"\n") and name and name not in names and keep(name):
                         names.add(name)
                         kept.write(line)
         os.replace(partial, path)
-    write_file(settings_path, json.dumps(settings, indent=1).encode())
+    write_file(settings_path, json.dumps(settings if others else before | settings, indent=1).encode())
     return names
 
 
 def append_row(path: Path, row: list) -> None:
-    """Add a whole row.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Add a whole row; raise an OSError if the file cannot be written."""
     try:
         with lock(path), open(path, "ab", buffering=0) as file:
             file.write(to_line(row))
     except OSError as error:
-        raise OSError(
-            f"{path} could not be written ({error.strerror}). Free some space, or name another file."
-        ) from error
+        raise OSError(f"{path} could not be written ({error.strerror}). Free some space.") from error
 
 
 def lock(path: Path) -> filelock.FileLock:
