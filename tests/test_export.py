@@ -72,7 +72,8 @@ def test_a_file_that_differs_is_not_written(exported, weights, tmp_path, monkeyp
         torch.onnx, "export", lambda *args, **keywords: SimpleNamespace(model_proto=onnx.load(exported))
     )
     with pytest.raises(
-        RuntimeError, match="must differ by less than 0.0001 from predict.py in float32, got .* The file was not written"
+        RuntimeError,
+        match="must differ by less than 0.0001 from predict.py in float32, got .* The file was not written",
     ):
         export_network(other_weights, tmp_path / "unet.onnx")
     assert not (tmp_path / "unet.onnx").exists()
