@@ -304,7 +304,7 @@ def test_masks_upside_down_or_drawn_before_an_exif_rotation_are_named(check_set)
     assert "warning" not in out and is_right(covered)
     quarter_turn = dict(orientation=6, turn=lambda picture: picture.transpose(Image.Transpose.ROTATE_90))
     code, out, _ = check_set(lambda n, car: white(np.rot90(car)), **quarter_turn)
-    assert code == 1 and "got 80x120, which is the photo's before its EXIF rotation" in out
+    assert code == 1 and "got 80x120. That is the photo's before its EXIF rotation" in out
 
 
 def test_masks_of_one_level_are_said(check_set):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -212,7 +213,16 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
     try:
         shape = len(cache.pairs), height, width
         shapes = dict(images=(*shape, 3), coverage=shape, **({"known": shape} if cache.values[1] else {}))
-        arrays = [reserve_array(partial / f"{name}.npy", shape) for name, shape in shapes.items()]
+        # A mapped file takes its disk space when its pages are written, and a full disk then kills the process.
+        needed = sum(map(math.prod, shapes.values())) / 2**20
+        free = shutil.disk_usage(partial).free / 2**20
+        if free < needed:
+            raise OSError(
+                f"{cache.path.parent} must have {needed:.1f} MiB free for the cache, got {free:.1f}. Free some space, "
+                "or lower image_width and image_height."
+            )
+        new_array = functools.partial(np.lib.format.open_memmap, mode="w+", dtype=np.uint8)
+        arrays = [new_array(partial / f"{name}.npy", shape=shape) for name, shape in shapes.items()]
 
         def store(row: int, *pixels: np.ndarray) -> None:
             for array, values in zip(arrays, pixels):
@@ -231,22 +241,6 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
         partial.rename(cache.path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def reserve_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Make an .npy file of uint8 with its disk space taken at once: a full disk is then an error here and not a crash
-    of the process when a page of the mapped file cannot be written."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        if hasattr(os, "posix_fallocate"):
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return array
-    except OSError as error:
-        raise OSError(
-            f"{path.parent.parent} must have {np.prod(shape) / 2**20:.0f} MiB free for the cache "
-            f"({error.strerror or error}). Free some space, or lower image_width and image_height."
-        ) from error
 
 
 def colour_statistics(images: np.ndarray, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -88,16 +88,13 @@ def say_own_results(files: list[Path]) -> str:
 def describe_files(
     image_dir: Path, mask_dir: Path, photos: list[Path], masks: list[Path], recursive: bool, n_unnamed: int
 ) -> tuple[list[str], list[str]]:
-    """Say, a sentence each, what is left out of a set.
+    """Say, a sentence each, what is not read and how photos are grouped, and what has no partner.
 
     Args:
         image_dir, mask_dir: The set's folders.
         photos, masks: Those without a partner.
         recursive: Whether sub-folders are read.
         n_unnamed: How many photos count as a car each, since their names do not tell.
-
-    Returns:
-        Notes on what is not read and how photos are grouped, and which photos and masks have no partner.
     """
     if image_dir.resolve() == mask_dir.resolve():
         notes = say_left_out(image_dir, IMAGE_SUFFIXES | MASK_SUFFIXES, recursive, "photos")

@@ -249,13 +249,13 @@ def measure_fits(image: np.ndarray, coverage: np.ndarray, orientation: int) -> t
 
 def explain_size(mask_path: Path, size: tuple[int, int], photo_size: tuple[int, int], orientation: int) -> str:
     """Say why a mask of (height, width) does not fit a photo of another size."""
-    why = ". Save the mask at the photo's size."
+    why = "Save the mask at the photo's size."
     if size == photo_size[::-1]:
-        why = ", as if it lay on its side. Rotate the mask."
+        why = "It lies on its side: rotate it."
         if orientation >= 5:
-            why = ", which is the photo's before its EXIF rotation. Rotate the mask as the photo is shown."
+            why = "That is the photo's before its EXIF rotation: rotate the mask as the photo is shown."
     (height, width), (photo_height, photo_width) = size, photo_size
-    return f"{mask_path} must have the size of its photo, {photo_width}x{photo_height}, got {width}x{height}{why}"
+    return f"{mask_path} must have the size of its photo, {photo_width}x{photo_height}, got {width}x{height}. {why}"
 
 
 def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[str]]:
