@@ -8,11 +8,6 @@
 
 A photo `<name>.jpg` gives, at full resolution, `<name>_mask.png` (0 and 255), `<name>_cutout.png` (transparent) and
 `<name>_overlay.jpg`; predictions.csv says how much of each photo is car. The same command goes on where it was stopped.
-
-In Python:
-
-    from predict import Segmenter
-    probability = Segmenter()(image)
 """
 
 import errno
@@ -35,16 +30,7 @@ from carvana.files import PROJECT_DIR, run_command, write_file
 from carvana.listing import is_own_result, say_own_results, say_unread
 from carvana.machine import choose_device, keep_memory, n_cores
 from carvana.masks import count, name_some
-from carvana.pictures import (
-    IMAGE_FORMATS,
-    IMAGE_SUFFIXES,
-    decode_runs,
-    encode_runs,
-    load_image,
-    open_picture,
-    read_image,
-    upsample,
-)
+from carvana.pictures import IMAGE_FORMATS, IMAGE_SUFFIXES, encode_runs, load_image, open_picture, read_image, upsample
 from carvana.rows import append_row, start_table
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty, to_logit
 from carvana.weights import find_weights
@@ -130,11 +116,8 @@ def find_photos(settings: Settings) -> list[Photo]:
     for photo in photos.values():
         other = first.setdefault(photo.row.casefold(), photo.path)  # some file systems take A and a for one name
         if other != photo.path:
-            advice = "Rename one of them, or predict them into different folders."
-            if settings.submission:
-                advice = "Kaggle knows photos by the names of their files: name one folder of them."
             both = f"{printable(other)} and {printable(photo.path)}"
-            raise ValueError(f"{both} would write results of one name. {advice}")
+            raise ValueError(f"{both} would get results of one name. Rename one, or predict one folder at a time.")
     return list(photos.values())
 
 
@@ -227,11 +210,7 @@ def predict_photo(
     small = segmenter.logits(image, size)
     logits = upsample(keep_main_car(small, threshold) if settings.main_car else small, *size)
     if settings.submission:
-        mask = logits > to_logit(threshold)
-        runs = encode_runs(mask)
-        if not np.array_equal(decode_runs(runs, *size), mask):
-            raise RuntimeError(f"{photo.path}: the run lengths do not give the mask back.")
-        return [runs]
+        return [encode_runs(logits > to_logit(threshold))]
     share, uncertainty = np.count_nonzero(logits > to_logit(threshold)) / logits.size, measure_uncertainty(small)
     paths = output_paths(photo, settings)
     if set(paths) != {"mask"} and image.shape[:2] != size:

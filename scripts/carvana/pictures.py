@@ -149,31 +149,3 @@ def encode_runs(mask: np.ndarray) -> str:
     edges = np.flatnonzero(np.diff(padded)) + 1
     edges[1::2] -= edges[::2]
     return " ".join(map(str, edges.tolist()))
-
-
-def decode_runs(text: str, height: int, width: int) -> np.ndarray:
-    """Read run lengths back.
-
-    Returns:
-        Mask (height, width), bool.
-
-    Raises:
-        ValueError: If they are no run lengths of a mask of this size.
-
-    Example:
-        >>> decode_runs("2 3 6 1", 2, 3)
-        array([[False,  True,  True],
-               [ True, False,  True]])
-    """
-    numbers = np.array(text.split(), np.int64)
-    starts, lengths = numbers[::2] - 1, numbers[1::2]
-    ends = starts[: len(lengths)] + lengths
-    in_order = len(starts) == len(lengths) and (lengths > 0).all() and (starts[1:] >= ends[:-1]).all()
-    if not in_order or len(starts) and not (starts[0] >= 0 and ends[-1] <= height * width):
-        raise ValueError(
-            f"run lengths must be ascending pairs `start length` within {height * width} pixels, got {text[:40]!r}."
-        )
-    steps = np.zeros(height * width + 1, np.int8)
-    np.add.at(steps, starts, 1)
-    np.add.at(steps, ends, -1)
-    return steps[:-1].cumsum(dtype=np.int8).astype(bool).reshape(height, width)
