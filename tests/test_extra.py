@@ -22,15 +22,9 @@ def boxes(*rows):
 
 def test_dice_and_accuracy_of_masks_solved_in_the_head():
     truth, prediction = boxes(0, 1, 2, 3), boxes(2, 3, 4, 5)
-    assert extra.dice(prediction, truth) == 0.5
-    assert extra.pixel_accuracy(prediction, truth) == 0.5
-    assert extra.dice(truth, truth) == 1
-    assert extra.dice(boxes(0), boxes(1)) == 0
-
-
-def test_dice_of_two_empty_masks_is_1_and_of_one_empty_mask_0():
-    assert extra.dice(boxes(), boxes()) == 1
-    assert extra.dice(boxes(), boxes(1)) == extra.dice(boxes(1), boxes()) == 0
+    assert metrics.dice(prediction, truth) == metrics.pixel_accuracy(prediction, truth) == 0.5
+    assert metrics.dice(truth, truth) == metrics.dice(boxes(), boxes()) == 1
+    assert metrics.dice(boxes(0), boxes(1)) == metrics.dice(boxes(), boxes(1)) == metrics.dice(boxes(1), boxes()) == 0
 
 
 def test_the_edge_is_a_band_round_the_true_edge_but_not_along_the_frame():
@@ -46,7 +40,7 @@ def test_dice_by_threshold_equals_dice_at_each_threshold():
     mask = logits + np.random.default_rng(1).normal(0, 1, (40, 50)) > 0
     levels = np.linspace(-2, 2, 9, dtype=np.float32)
     logits[:9, 0] = levels  # exactly at a level is not above it
-    expected = [extra.dice(logits > level, mask) for level in levels]
+    expected = [metrics.dice(logits > level, mask) for level in levels]
     np.testing.assert_allclose(metrics.dice_by_threshold(logits, mask, levels), expected)
 
 
@@ -124,7 +118,7 @@ def test_the_threshold_is_the_one_with_the_best_dice(cache, monkeypatch):
 
     def mean_dice(threshold: float) -> float:
         predictions = [segmenter.read(pair.image_path) > to_logit(threshold) for pair in cache.pairs]
-        return np.mean([extra.dice(*pair) for pair in zip(predictions, masks)])
+        return np.mean([metrics.dice(*pair) for pair in zip(predictions, masks)])
 
     assert mean_dice(chosen) > mean_dice(0.4) and mean_dice(chosen) >= mean_dice(chosen + 0.05)
 

@@ -18,8 +18,7 @@ def test_the_default_network_has_the_papers_number_of_parameters():
     assert sum(p.numel() for p in UNet().parameters()) == 31_037_633
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
-@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("kernel_size, depth", [(1, 4), (5, 1), (7, 4)])
 def test_logits_are_as_large_as_the_photo(kernel_size, depth):
     network = UNet(base_width=2, depth=depth, kernel_size=kernel_size)
     assert network(torch.rand(2, 3, 48, 32)).shape == (2, 1, 48, 32)
@@ -41,9 +40,8 @@ def test_a_photo_of_the_mean_colour_enters_the_network_as_zero():
 
 @pytest.mark.parametrize("height, width, nearest", [(30, 48, "32x48"), (33, 57, "32x64"), (7, 7, "16x16")])
 def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest_that_can(network, height, width, nearest):
-    with pytest.raises(
-        ValueError, match=rf"multiples of 16, got {height}x{width} .* nearest size that works is {nearest}"
-    ):
+    sentence = rf"multiples of 16, got {height}x{width} .* nearest size that works is {nearest}"
+    with pytest.raises(ValueError, match=sentence):
         network(torch.zeros(1, 3, height, width))
 
 
@@ -80,18 +78,6 @@ def test_bf16_autocast_gives_nearly_the_same_probabilities(network):
     with torch.autocast("cpu", torch.bfloat16):
         low = network(photo)
     assert (low.float().sigmoid() - network(photo).sigmoid()).abs().max() < 0.05
-
-
-def test_exports_with_free_batch_height_and_width(network):
-    batch, height, width = (
-        torch.export.Dim("batch"),
-        torch.export.Dim("height", min=2, max=64),
-        torch.export.Dim("width", min=2, max=64),
-    )
-    shapes = {"image": {0: batch, 2: 16 * height, 3: 16 * width}}
-    program = torch.export.export(network, (torch.rand(2, 3, 32, 48),), dynamic_shapes=shapes)
-    photo = torch.rand(3, 3, 64, 32)
-    assert torch.allclose(program.module()(photo), network(photo), rtol=1e-4, atol=1e-3)
 
 
 def test_compiles_as_one_graph(network):
