@@ -10,17 +10,13 @@ class Surface:
     """What the car is made of at points of its own frame.
 
     Args:
-        corner: (n, 3) vertices of the triangle around each point.
-        where: (n, 2) barycentrics within it.
+        corner, where: (n, 3) vertices of the triangle around each point, (n, 2) barycentrics within it.
         point: (n, 3).
         back: (n,) bool, whether the surface is seen from inside.
 
     Attributes:
-        colour: (n, 3).
-        mirror: (n,) reflectance seen head-on.
-        metal: (n,) how metallic.
-        glass: (n,) fraction of light that glass lets through.
-        normal: (n, 3) on the side that is seen.
+        colour, normal: (n, 3) linear RGB; unit vectors on the side that is seen.
+        mirror, metal, glass: (n,) reflectance seen head-on, how metallic, fraction of light that glass lets through.
     """
 
     def __init__(self, car, corner, where, point, back):
@@ -42,8 +38,9 @@ class Surface:
         (a, b, c), (u, v) = self.corner.T, self.where.T[..., None]
         return values[a] * (1 - u - v) + values[b] * u + values[c] * v
 
-    def put(self, where, colour, mirror=0.03, metal=0.0):
+    def put(self, where, colour, mirror=0.03, metal=0.0, glass=0.0):
         self.colour[where], self.mirror[where], self.metal[where] = colour, mirror, metal
+        self.glass[where] = glass
 
     def panels(self):
         """Cladding, door gaps, and what lies around the bonnet and under the glass."""
@@ -76,9 +73,7 @@ class Surface:
         put(nose & (y < look["intake"] * w) & (t > 0.10) & (t < look["intake_high"]), 0.012)
         put(nose & (np.abs(y - 0.76 * w) < 0.13 * w) & (np.abs(t - 0.20) < 0.07), 0.015)
         put(nose & (np.abs(y - 0.76 * w) < 0.09 * w) & (np.abs(t - look["fog"]) < 0.025), 0.5, 0.15)
-        along, height = self.lamp("lamp")
-        above = height / (look["lamp_tall"] * np.sqrt(np.clip(1.15 - np.abs(2 * along - 0.7) ** 2 * 0.5, 0.05, 1)))
-        lamp = nose & (along > 0) & (along < 1) & (above > 0) & (above < 1)
+        lamp, along, above = self.lamp(nose, "lamp", lambda along: 1.15 - np.abs(2 * along - 0.7) ** 2 * 0.5)
         bulb = np.exp(-((((along[lamp] * look["bulbs"]) % 1 - 0.5) / 0.28) ** 4) - ((above[lamp] - 0.5) / 0.36) ** 4)
         put(lamp, (0.06 + 0.6 * bulb * (0.75 + 0.25 * np.sin(y[lamp] * 200)))[:, None] * (1, 1, 1.03), 0.10)
         put(lamp & (along > 0.80), (0.50, 0.20, 0.03), 0.08)  # indicator
@@ -87,21 +82,22 @@ class Surface:
         """Tail lamps, bumper, the boot's gap."""
         look, t, put = self.car.look, self.t, self.put
         tail = self.body & (self.x < -self.half + 0.5) & (t > 0) & (self.normal[:, 0] < 0.3)
-        along, height = self.lamp("tail")
-        above = height / (look["tail_tall"] * np.sqrt(np.clip(1.1 - along * 0.6, 0.05, 1)))
-        lamp = tail & (along > 0) & (along < 1) & (above > 0) & (above < 1)
+        lamp, along, above = self.lamp(tail, "tail", lambda along: 1.1 - along * 0.6)
         put(lamp, (0.40, 0.012, 0.012), 0.07)
         put(lamp & (np.abs(above - 0.3) < 0.10) & (along < 0.6), (0.45, 0.28, 0.26), 0.1)
         put(tail & (self.y < 0.62 * self.w) & (t < 0.13), 0.02)
         put(tail & (np.abs(t - 0.50) < 0.008), look["paint"] * 0.15)
 
-    def lamp(self, name):
-        """Return where points lie on a lamp: fraction of its length outwards (n,), height above its lower edge (n,)."""
-        car, look = self.car, self.car.look
+    def lamp(self, end, name, shape):
+        """Return which points of the car's `end` lie on a lamp, and their fractions of its length and height (n,)."""
+        inner, low, long, tall, rise = (
+            self.car.look[f"{name}_{size}"] for size in ("in", "low", "long", "tall", "rise")
+        )
         # Metres from the middle of the nose, or of the tail, along the outline.
-        reach = (car.length + car.width) * np.where(self.x > 0, self.s, 1 - self.s)
-        along = (reach - look[f"{name}_in"] * self.w) / look[f"{name}_long"]
-        return along, self.t - look[f"{name}_low"] - look[f"{name}_rise"] * along
+        reach = (self.car.length + self.car.width) * np.where(self.x > 0, self.s, 1 - self.s)
+        along = (reach - inner * self.w) / long
+        above = (self.t - low - rise * along) / (tall * np.sqrt(np.clip(shape(along), 0.05, 1)))
+        return end & (along > 0) & (along < 1) & (above > 0) & (above < 1), along, above
 
     def cabin(self):
         """Windows, pillars and roof."""
@@ -127,14 +123,11 @@ class Surface:
             behind &= (t > 0.3) & (t < 0.62)
             flank &= x > car.doors[1] - 0.25
         for where, tint in ((wind, look["tint"]), (behind, look["tint"] * look["privacy"]), (flank, look["tint"])):
-            put(where, 0.004, 0.05)
-            self.glass[where] = tint
+            put(where, 0.004, 0.05, glass=tint)
         self.glass[flank & (x < car.doors[1])] *= look["privacy"]
-        put(wind & (t > 0.70) & (self.y < 0.14), 0.01)
+        put(wind & (t > 0.70) & (self.y < 0.14), 0.01, glass=look["tint"])
         if look["sticker"]:
-            sticker = wind & (t > 0.55) & (t < 0.62) & (np.abs(self.left + 0.5) < 0.07)
-            put(sticker, 0.8)
-            self.glass[sticker] = 0
+            put(wind & (t > 0.55) & (t < 0.62) & (np.abs(self.left + 0.5) < 0.07), 0.8)
 
     def wheels(self):
         """Tread, side walls, spokes and hub."""

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from carvana.studio.vectors import look_up
+
 WORDS = "NORVIA AUTOMER CELVARO MOTARA VELORAN GARAVIN KARMOND DRIVENTA OLANDRA TURNOVA CASTIMO WAGENIA RUMESKA HUBZEIT"
 FLOOR, WALL, CEILING = range(3)
 TEXTURE_SIZE, TEXTURE_SCALE = 512, 32  # of the floor's texture: pixels a side, pixels a metre
@@ -19,12 +21,7 @@ def vary(rng, stray):
 
 
 class Room:
-    """The studio that one car stands in.
-
-    Args:
-        rng: numpy Generator, the only source of chance.
-        stray: How far the room strays from one studio, 0 to 1.
-    """
+    """The studio that one car stands in, which strays from a standard one by `stray`, 0 to 1."""
 
     def __init__(self, rng, stray):
         near = vary(rng, stray)
@@ -54,8 +51,7 @@ class Room:
         """Follow rays (n, 3) to the room: distance (n,) and what they meet (n,), FLOOR, WALL or CEILING."""
         z = np.where(np.abs(direction[:, 2]) < 1e-6, 1e-6, direction[:, 2])
         level = np.where(z < 0, -origin[..., 2], self.ceiling - origin[..., 2]) / z
-        offset, flat = origin[..., :2] - self.middle, direction[:, :2]
-        (fx, fy), (ox, oy) = flat.T, offset.T
+        (fx, fy), (ox, oy) = direction[:, :2].T, (origin[..., :2] - self.middle).T
         a, b, c = fx * fx + fy * fy + 1e-9, ox * fx + oy * fy, ox * ox + oy * oy - self.radius**2
         round_ = (np.sqrt(np.maximum(b * b - a * c, 0)) - b) / a
         return np.minimum(level, round_), np.where(level > round_, WALL, np.where(z < 0, FLOOR, CEILING))
@@ -91,9 +87,8 @@ class Room:
 
     def paint_wall(self, point, lit):
         """Return the light (n, 3) of the wall at points (n, 3)."""
-        azimuth = np.arctan2(
-            point[:, 0], point[:, 1] - self.middle[1]
-        )  # 0 straight behind the car, positive to the right
+        # 0 straight behind the car, positive to the right.
+        azimuth = np.arctan2(point[:, 0], point[:, 1] - self.middle[1])
         along, z = azimuth * self.radius, point[:, 2]
         edge = self.edge[0] + self.edge[1] * azimuth + self.edge[2] * azimuth**2
         bright = 1 - self.shade * np.clip(azimuth, -0.6, 0.6) - 0.03 * (z - 1.5)
@@ -105,11 +100,9 @@ class Room:
             wide = np.clip((half - np.abs(turned - middle)) / 0.05, 0, 1)
             bright += power * wide * np.clip((1.2 - np.abs(z - high)) / 0.2, 0, 1)
         colour = self.wall * bright[:, None]
-        h, w = self.letters.shape
-        column = np.floor((along - self.letters_left) / self.letters_wide * w).astype(int)
-        row = np.floor((self.letters_low - z) / self.letters_tall * 158).astype(int) + 180
-        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w) & ~behind
-        ink = np.where(inside, self.letters[np.clip(row, 0, h - 1), np.clip(column, 0, w - 1)], 0)[:, None]
+        column = (along - self.letters_left) / self.letters_wide * self.letters.shape[1] - 0.5
+        row = (self.letters_low - z) / self.letters_tall * 158 + 179.5
+        ink = np.where(behind, 0, look_up(self.letters, column, row))[:, None]
         colour = colour * (1 - ink) + self.ink * ink
         sweep = np.clip((edge - z) / 0.03 + 0.5, 0, 1)[:, None] * (~behind[:, None])
         return colour * (1 - sweep) + self.floor * 0.95 * sweep
@@ -142,24 +135,18 @@ def draw_floor(rng, disc_radius):
     size = TEXTURE_SIZE
     texture = np.ones((size, size, 3), np.float32)
     for cells, depth in ((5, 0.05), (16, 0.04), (60, 0.025)):
-        spots = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
-        spots = cv2.resize(spots, (size, size), interpolation=cv2.INTER_CUBIC)
+        spots = cv2.resize(np.float32(rng.uniform(-1, 1, (cells, cells))), (size, size), interpolation=cv2.INTER_CUBIC)
         texture += depth * spots[..., None] * (1, 1, 1.15)
     for _ in range(rng.integers(3, 14)):  # arcs where tyres turned
         ink, radius = np.zeros((size, size), np.uint8), rng.uniform(0.6, disc_radius * 1.1) * TEXTURE_SCALE
-        start, sweep = rng.uniform(0, 360), rng.uniform(10, 100)
-        axes = (int(radius), int(radius * rng.uniform(0.9, 1)))
-        thick = int(rng.integers(2, 8))
+        start, sweep, flat = rng.uniform((0, 10, 0.9), (360, 100, 1))
+        axes, thick = (int(radius), int(radius * flat)), int(rng.integers(2, 8))
         cv2.ellipse(ink, (size // 2, size // 2), axes, 0, start, start + sweep, 255, thick, cv2.LINE_AA)
         ink = cv2.GaussianBlur(ink / np.float32(255), (0, 0), 2.5)[..., None]
         texture *= 1 - ink * rng.uniform(0.03, 0.2) * np.array([0.8, 1, 1.2], np.float32)
     turn = rng.uniform(0, np.pi)
+    ink = np.zeros((size, size), np.uint8)
     for angle in turn + np.pi * np.arange(3) / 3:  # joints of the turntable's plates
-        ink, tip = (
-            np.zeros((size, size), np.uint8),
-            disc_radius * TEXTURE_SCALE * np.array([np.cos(angle), np.sin(angle)]),
-        )
-        ends = [tuple(int(v) for v in size / 2 + side * tip) for side in (-1, 1)]
-        cv2.line(ink, *ends, 255, 1, cv2.LINE_AA)
-        texture *= 1 - 0.2 * cv2.GaussianBlur(ink / np.float32(255), (0, 0), 0.6)[..., None]
-    return texture.astype(np.float32)
+        tip = disc_radius * TEXTURE_SCALE * np.array([np.cos(angle), np.sin(angle)])
+        cv2.line(ink, *(size / 2 + np.stack([-tip, tip])).astype(int).tolist(), 255, 1, cv2.LINE_AA)
+    return texture * (1 - 0.2 * cv2.GaussianBlur(ink / np.float32(255), (0, 0), 0.6)[..., None])
