@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,6 +21,7 @@ from carvana.files import PROJECT_DIR, run_command
 from carvana.listing import (
     NAMING,
     NAMING_RULE,
+    GroupBy,
     Pair,
     describe_files,
     index_by_name,
@@ -34,9 +34,6 @@ from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 __all__ = ["Cache", "CarDataset", "EpochBatches", "Pair", "build_cache", "colour_statistics", "read_pair"]
-
-GroupBy = Literal["name", "folder", "prefix"]
-
 
 # ------------------------------------------------------------------------------------------------------------ pairs
 
@@ -81,8 +78,9 @@ def find_pairs(
         if mask not in (None, path):
             pairs.append(Pair(name, path, mask, *split_name(name, group_by)))
     used = {path for pair in pairs for path in (pair.image_path, pair.mask_path)}
-    lonely_masks = [path for path in masks.values() if path not in used and path not in photos]
-    return pairs, [path for path in photos if path not in used], lonely_masks
+    left_photos = [path for path in photos if path not in used]
+    used.update(left_photos)  # in a folder of both
+    return pairs, left_photos, [path for path in masks.values() if path not in used]
 
 
 def require_pairs(image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy = "name") -> list[Pair]:
@@ -91,9 +89,8 @@ def require_pairs(image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy
     Raises:
         ValueError: If no photo has a mask.
     """
-    pairs, images, masks = find_pairs(image_dir, mask_dir, group_by)
-    unnamed = count_unnamed(pairs, group_by)
-    notes, lonely = describe_files(Path(image_dir), Path(mask_dir), images, masks, group_by == "folder", unnamed)
+    pairs, images, masks = found = find_pairs(image_dir, mask_dir, group_by)
+    notes, lonely = describe_files(Path(image_dir), Path(mask_dir), *found, group_by)
     if not pairs:
         raise ValueError(
             f"{image_dir} and {mask_dir} must hold at least one photo with its mask, got {count(len(images), 'photo')} "
@@ -102,11 +99,6 @@ def require_pairs(image_dir: Path | str, mask_dir: Path | str, group_by: GroupBy
     for sentence in [*notes, *lonely]:
         print(f"note: {sentence}", file=sys.stderr)
     return pairs
-
-
-def count_unnamed(pairs: Sequence[Pair], group_by: GroupBy) -> int:
-    """Count the photos that are taken for a car each, since their names do not tell."""
-    return sum(not pair.view for pair in pairs) if group_by == "name" else 0
 
 
 def group_word(pairs: Sequence[Pair], group_by: GroupBy = "name") -> str:
@@ -296,14 +288,12 @@ def check(
         car_value: Values of the car in the masks: class numbers (1) or colours (#800000); else the brighter of two.
         unknown_value: Values of pixels of which nothing is known (128).
     """
-    pairs, photos, masks = find_pairs(train_image_dir, train_mask_dir, group_by)
-    unnamed = count_unnamed(pairs, group_by)
-    folders = Path(train_image_dir), Path(train_mask_dir)
-    left_out, lonely = describe_files(*folders, photos, masks, group_by == "folder", unnamed)
+    pairs, *lone_files = find_pairs(train_image_dir, train_mask_dir, group_by)
+    left_out, lonely = describe_files(Path(train_image_dir), Path(train_mask_dir), pairs, *lone_files, group_by)
     rule, facts, problems = read_set(pairs, 240, 160, car_value, unknown_value, label="checking")
     warnings, notes = find_oddities(facts, rule) if rule and facts else ([], [])
-    cars = "" if unnamed else f" of {len({pair.car for pair in pairs})} {group_word(pairs, group_by)}"
-    print(f"pairs:    {len(pairs)}{cars}")
+    word = group_word(pairs, group_by)
+    print(f"pairs:    {len(pairs)}" + (f" of {len({pair.car for pair in pairs})} {word}" if word != "photos" else ""))
     problems += [*lonely, NAMING_RULE] if lonely or not pairs else []
     print_report(facts if rule else [], left_out + notes, warnings, problems)
     return 1 if problems else 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import filelock
 import numpy as np
+from numpy.lib.format import open_memmap
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -212,17 +213,16 @@ def fill_cache(cache: Cache, width: int, height: int, quiet: bool) -> None:
     partial.mkdir()
     try:
         shape = len(cache.pairs), height, width
-        shapes = dict(images=(*shape, 3), coverage=shape, **({"known": shape} if cache.values[1] else {}))
+        names = ["images", "coverage", "known"] if cache.values[1] else ["images", "coverage"]
         # A mapped file takes its disk space when its pages are written, and a full disk then kills the process.
-        needed = sum(map(math.prod, shapes.values())) / 2**20
-        free = shutil.disk_usage(partial).free / 2**20
+        needed, free = math.prod(shape) * (len(names) + 2) / 2**20, shutil.disk_usage(partial).free / 2**20
         if free < needed:
             raise OSError(
                 f"{cache.path.parent} must have {needed:.1f} MiB free for the cache, got {free:.1f}. Free some space, "
                 "or lower image_width and image_height."
             )
-        new_array = functools.partial(np.lib.format.open_memmap, mode="w+", dtype=np.uint8)
-        arrays = [new_array(partial / f"{name}.npy", shape=shape) for name, shape in shapes.items()]
+        shapes = [(*shape, 3), shape, shape]
+        arrays = [open_memmap(partial / f"{name}.npy", "w+", np.uint8, shape) for name, shape in zip(names, shapes)]
 
         def store(row: int, *pixels: np.ndarray) -> None:
             for array, values in zip(arrays, pixels):

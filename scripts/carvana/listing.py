@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from carvana.masks import count, name_some
 from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
@@ -15,6 +16,9 @@ two values (JPEG is refused, since it smears the edge). {NAMING_RULE}"""
 # What predict.py and train.py write: never photos again, wherever they lie.
 OWN_RESULT = re.compile(r".+_(mask|cutout|overlay|background|shadow)|epoch_\d{3}|curves|worst|views")
 OWN_ENDINGS = "_mask, _cutout, _overlay, _background"
+
+
+GroupBy = Literal["name", "folder", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -86,16 +90,11 @@ def say_own_results(files: list[Path]) -> str:
 
 
 def describe_files(
-    image_dir: Path, mask_dir: Path, photos: list[Path], masks: list[Path], recursive: bool, n_unnamed: int
+    image_dir: Path, mask_dir: Path, pairs: list[Pair], photos: list[Path], masks: list[Path], group_by: GroupBy
 ) -> tuple[list[str], list[str]]:
-    """Say, a sentence each, what is not read and how photos are grouped, and what has no partner.
-
-    Args:
-        image_dir, mask_dir: The set's folders.
-        photos, masks: Those without a partner.
-        recursive: Whether sub-folders are read.
-        n_unnamed: How many photos count as a car each, since their names do not tell.
-    """
+    """Say, a sentence each, what is not read and how photos are grouped; which `photos` and `masks` have no partner."""
+    recursive = group_by == "folder"
+    n_unnamed = sum(not pair.view for pair in pairs) if group_by == "name" else 0
     if image_dir.resolve() == mask_dir.resolve():
         notes = say_left_out(image_dir, IMAGE_SUFFIXES | MASK_SUFFIXES, recursive, "photos")
     else:

@@ -275,16 +275,14 @@ def find_oddities(facts: list[Facts], rule: MaskRule) -> tuple[list[str], list[s
     full, empty = ([fact for fact in facts if fact.share == share] for share in (1, 0))
     inverted = [fact for fact in facts if fact.in_corners and 0.5 < fact.share < 1]
     share = float(np.mean([fact.share for fact in facts if fact.share < 1] or [0]))
-    if share > 0.5 or len(inverted) > n / 2:
+    if share > 0.5 or inverted:
         others = sorted(values.difference(rule.car, rule.unknown), key=brightness)
-        way_out = f" If the car is {others[0]} in them: --car-value {shlex.quote(others[0])}." if others else ""
+        way_out = f"If the car is {others[0]} in all masks: --car-value {shlex.quote(others[0])}. " if others else ""
+        names = name_some(fact.mask_path.name for fact in inverted) or "none"
         warnings.append(
-            f"the masks look inverted: car covers {share:.0%} of the photos on average, and all four corners of "
-            f"{len(inverted)} of {n}.{way_out}"
+            f"masks look inverted: all four corners of {len(inverted)} of {n} photos are car ({names}), and car covers "
+            f"{share:.0%} of a photo on average. {way_out}Else invert these, or leave them if they are close-ups."
         )
-    else:
-        what = "contradict the others, with car in all four corners of the photo as if inverted"
-        say(inverted, what, "Invert them, or leave them if they are close-ups.")
     say(full, "hold car alone, no background", "Draw them anew.")
     better = lambda fact, way, factor: fact.fits[way] > factor * fact.fits[0]
     rotated = [fact for fact in facts if better(fact, 2, FITS_BETTER)]
