@@ -1,30 +1,19 @@
 """From photo to probability: any size, whole or coarse-to-fine, plain or averaged with the mirrored view."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, measure_uncertainty
-from red_network import (
-    GREEN,
-    RED,
-    draw_photo,
-    is_red,
-    make_red_network,
-    save_random_weights,
-    save_red_weights,
-    save_weights_for,
-)
+from red_network import GREEN, RED, draw_photo, is_red, make_red_network, save_random_weights, save_weights_for
 
 
 @pytest.fixture(scope="module")
-def red_weights(tmp_path_factory) -> Path:
-    return save_red_weights(tmp_path_factory.mktemp("weights") / "red.safetensors")
+def segmenter(tmp_path_factory) -> Segmenter:
+    path = tmp_path_factory.mktemp("weights") / "red.safetensors"
+    return Segmenter(save_weights_for(path, make_red_network(), 96, 64, 0.4), "cpu")
 
 
 @pytest.mark.parametrize("size", [(64, 96), (121, 180), (140, 90), (1, 1), (7, 3000), (3000, 7), (40, 40)])
-def test_probability_has_the_photos_own_size_and_finds_the_car(red_weights, size):
-    segmenter = Segmenter(red_weights, "cpu")
+def test_probability_has_the_photos_own_size_and_finds_the_car(segmenter, size):
     probability = segmenter(draw_photo(size[1], size[0]))
     assert probability.shape == size and probability.dtype == np.float32
     assert 0 <= probability.min() and probability.max() <= 1
@@ -33,8 +22,7 @@ def test_probability_has_the_photos_own_size_and_finds_the_car(red_weights, size
         assert difference.mean() < 0.02
 
 
-def test_a_list_of_photos_gives_a_list_of_probabilities(red_weights):
-    segmenter = Segmenter(red_weights, "cpu")
+def test_a_list_of_photos_gives_a_list_of_probabilities(segmenter):
     images = [draw_photo(90, 60), draw_photo(60, 90)]
     for together, image in zip(segmenter(images), images, strict=True):
         assert np.array_equal(together, segmenter(image))
@@ -49,21 +37,16 @@ def test_a_list_of_photos_gives_a_list_of_probabilities(red_weights):
         ("car.jpg", r"str \(\)"),
     ],
 )
-def test_what_is_no_photo_is_refused(red_weights, image, got):
+def test_what_is_no_photo_is_refused(segmenter, image, got):
     with pytest.raises(ValueError, match=f"image must be an RGB array .* got {got}"):
-        Segmenter(red_weights, "cpu")(image)
+        segmenter(image)
 
 
-def test_a_photo_of_any_shape_is_seen_at_about_the_training_photos_area(red_weights):
-    segmenter = Segmenter(red_weights, "cpu")
+def test_photos_of_any_shape_are_seen_at_the_training_photos_area_but_upsampled_by_half_at_most(segmenter):
     assert segmenter.fit(1280, 1920) == segmenter.fit(1280, 1918) == (64, 96)
     assert segmenter.fit(1920, 1280) == (96, 64)
     assert segmenter.fit(2000, 2000) == (80, 80)
     assert segmenter.fit(10, 5000) == (1, 160)
-
-
-def test_a_small_photo_is_upsampled_by_half_its_size_at_most(red_weights):
-    segmenter = Segmenter(red_weights, "cpu")
     assert segmenter.fit(32, 48) == (48, 72)
     assert segmenter.fit(60, 90) == (64, 96)
 
@@ -77,14 +60,22 @@ def test_mirrored_view_is_averaged(tmp_path):
     np.testing.assert_allclose(both.logits(image), (plain.logits(image) + mirrored) / 2, atol=1e-4)
 
 
-@pytest.fixture()
+@pytest.fixture
 def coarse_to_fine(tmp_path, monkeypatch):
-    """A coarse-to-fine segmenter for photos of 480x320, with a list of the sizes at which its network ran."""
-    segmenter = Segmenter(
-        save_weights_for(tmp_path / "red.safetensors", make_red_network(), 480, 320, 0.4), "cpu", fast=True
-    )
-    run, segmenter.runs = segmenter.run_network, []
-    monkeypatch.setattr(segmenter, "run_network", lambda small: segmenter.runs.append(small.shape[:2]) or run(small))
+    """A coarse-to-fine segmenter for photos of 480x320 that lists the sizes at which its network ran, and lets a test
+    change the coarse pass's logits."""
+    weights = save_weights_for(tmp_path / "red.safetensors", make_red_network(), 480, 320, 0.4)
+    segmenter = Segmenter(weights, "cpu", fast=True)
+    run, segmenter.runs, segmenter.change = segmenter.run_network, [], lambda logits: None
+
+    def run_network(small):
+        logits = run(small)
+        if not segmenter.runs:
+            segmenter.change(logits)
+        segmenter.runs.append(small.shape[:2])
+        return logits
+
+    monkeypatch.setattr(segmenter, "run_network", run_network)
     return segmenter
 
 
@@ -105,34 +96,22 @@ def test_coarse_to_fine_segments_the_whole_photo_if_it_finds_no_car(coarse_to_fi
     assert coarse_to_fine.runs == [(107, 160), (320, 480)]
 
 
-def test_coarse_to_fine_segments_the_whole_photo_if_what_it_found_is_no_car(coarse_to_fine, monkeypatch):
-    """The coarse pass takes a sign on the wall for the car, which it misses."""
-    photo = draw_photo(960, 640)
-    run = coarse_to_fine.run_network
+def test_coarse_to_fine_segments_the_whole_photo_if_what_it_found_is_no_car(coarse_to_fine):
+    def take_the_corner_for_the_car(logits):
+        logits[:] = -9
+        logits[:5, :5] = 9
 
-    def take_the_corner_for_car(small):
-        logits = run(small)
-        if len(coarse_to_fine.runs) == 1:
-            logits[:] = -9
-            logits[:5, :5] = 9
-        return logits
-
-    monkeypatch.setattr(coarse_to_fine, "run_network", take_the_corner_for_car)
+    photo, coarse_to_fine.change = draw_photo(960, 640), take_the_corner_for_the_car
     mask = coarse_to_fine(photo) > coarse_to_fine.threshold
     assert [coarse_to_fine.runs[0], coarse_to_fine.runs[-1]] == [(107, 160), (320, 480)]
     assert np.array_equal(mask, whole_mask(coarse_to_fine, photo)) and mask.any()
 
 
-def test_coarse_to_fine_passes_over_specks_of_which_the_coarse_pass_is_not_sure(coarse_to_fine, monkeypatch):
-    run = coarse_to_fine.run_network
+def test_coarse_to_fine_passes_over_specks_of_which_the_coarse_pass_is_not_sure(coarse_to_fine):
+    def add_specks(logits):
+        logits[2:5, 2:9] = logits[-3:, -20:] = 1.5
 
-    def add_specks(small):
-        logits = run(small)
-        if len(coarse_to_fine.runs) == 1:
-            logits[2:5, 2:9] = logits[-3:, -20:] = 1.5
-        return logits
-
-    monkeypatch.setattr(coarse_to_fine, "run_network", add_specks)
+    coarse_to_fine.change = add_specks
     mask = coarse_to_fine(draw_photo(960, 640)) > coarse_to_fine.threshold
     assert coarse_to_fine.runs == [(107, 160), (256, 352)] and mask.any()
 
