@@ -37,13 +37,6 @@ class Camera:
         self.field = near(0.76, 0.05) * max(1, width / height / 1.5)  # width of the frame at distance 1
         self.horizon = near(0.245, 0.04)  # where the horizon lies, as a fraction of the frame's height
 
-    def rays(self, rows, columns):
-        """Return unit directions (len(rows) * len(columns), 3), float32, through frame positions in pixels."""
-        x = (columns / self.width - 0.5) * self.field
-        z = (self.horizon * self.height - rows) / self.width * self.field
-        direction = np.stack(np.broadcast_arrays(x[None], TILT, z[:, None]), -1)
-        return unit(direction.reshape(-1, 3)).astype(np.float32)
-
     def frame(self, points):
         """Return first row, last row, first column, last column around points (n, 3) of the world, within the frame."""
         x, y, z = (points - self.eye).T
@@ -53,20 +46,21 @@ class Camera:
         box = [np.floor(row.min()), np.ceil(row.max()) + 1, np.floor(column.min()), np.ceil(column.max()) + 1]
         return np.clip(box, 0, size).astype(int)
 
-    def rays_in_bands(self, top, bottom, left, right):
-        """Yield (first row, last row, rays) of a part of the frame, four rays a pixel, in bands of about CHUNK rays."""
-        step = max(1, CHUNK // (4 * max(1, right - left)))
-        columns = left + (np.arange(2 * (right - left)) + 0.5) / 2
+    def bands(self, top, bottom, left, right, n=2):
+        """Yield a part of the frame in bands: first row, last row, and rays, n x n a pixel, as unit vectors (r, 3)."""
+        step = max(1, CHUNK // (n * n * max(1, right - left)))
+        x = ((left + (np.arange(n * (right - left)) + 0.5) / n) / self.width - 0.5) * self.field
         for first in range(top, bottom, step):
             last = min(first + step, bottom)
-            yield first, last, self.rays(first + (np.arange(2 * (last - first)) + 0.5) / 2, columns)
+            row = first + (np.arange(n * (last - first)) + 0.5) / n
+            z = (self.horizon * self.height - row) / self.width * self.field
+            direction = np.stack(np.broadcast_arrays(x[None], TILT, z[:, None]), -1)
+            yield first, last, unit(direction.reshape(-1, 3)).astype(np.float32)
 
     def see_floor(self, room):
         """Return the pixels that show the floor, as indices (n,), and where on it (n, 2), metres, float32."""
         pixels, spots = [], []
-        for first in range(0, self.height, step := max(1, CHUNK // self.width)):
-            rows = np.arange(first, min(first + step, self.height))
-            rays = self.rays(rows + 0.5, np.arange(self.width) + 0.5)
+        for first, _, rays in self.bands(0, self.height, 0, self.width, n=1):
             distance, kind = room.meet(self.eye, rays)
             at = np.flatnonzero(kind == FLOOR)
             pixels.append(at + first * self.width)
@@ -124,7 +118,7 @@ def shoot_car(
     traced = TracedCar(Car(np.random.default_rng([seed, number, 0]), detail), detail)
     offset = np.random.default_rng([seed, number, 2]).normal(0, (0.12, 0.08, 0.02))
     wall = np.empty((height, width, 3), np.float32)
-    for first, last, rays in camera.rays_in_bands(0, height, 0, width):
+    for first, last, rays in camera.bands(0, height, 0, width):
         wall[first:last] = average_four(room.see(camera.eye, rays), last - first)
     floor, floor_xy = camera.see_floor(room)
     for view in views:
@@ -163,7 +157,7 @@ def add_car(light, posed, camera):
     coverage = np.zeros(light.shape[:2], np.float32)
     top, bottom, left, right = camera.frame(posed.vertices)
     eye = posed.to_car(camera.eye[None])
-    for first, last, rays in camera.rays_in_bands(top, bottom, left, right):
+    for first, last, rays in camera.bands(top, bottom, left, right):
         rays = rotate(rays, posed.turn)
         at, colour, _ = posed.trace(np.broadcast_to(eye, rays.shape), rays)
         seen = np.zeros((len(rays), 4), np.float32)

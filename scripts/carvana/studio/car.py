@@ -12,8 +12,8 @@ cars.json holds what cars are drawn from:
     tyre, rim: Profiles, each point a radius in units of (rim, tyre) and a distance outwards in units of (half the
         tyre's width, depth of the dish).
     paints: Linear RGB, and how metallic.
-    look: What the material reads: the range of a value, the odds of a yes, or the odds of several values. Metres,
-        heights and widths as fractions of the body's, linear colours.
+    look, cloth: What the material reads: the range of a value, the odds of a yes, or the odds of several values.
+        Metres, heights and widths as fractions of the body's, linear colours.
 """
 
 import json
@@ -46,7 +46,7 @@ class Car:
     """One car: the sizes that cars.json names, and its mesh.
 
     Args:
-        rng: numpy Generator, the only source of chance.
+        rng: The only source of chance.
         detail: 1 for the full mesh of about 15,000 vertices, less for small photos.
 
     Attributes:
@@ -111,11 +111,8 @@ class Car:
         sizes = np.array(sizes) * np.clip(rng.normal(1, DATA["spread"]), 0.86, 1.14)
         vars(self).update(zip(DATA["sizes"], sizes))
         cowl, self.belt = min(self.cowl, self.height - 0.42), min(self.belt, self.height - 0.38)
-        tail, nose, rear_foot = (
-            min(self.tail, self.height - 0.30),
-            min(self.nose, cowl - 0.12),
-            min(self.rear_foot, 0.985),
-        )
+        tail, nose = min(self.tail, self.height - 0.30), min(self.nose, cowl - 0.12)
+        rear_foot = min(self.rear_foot, 0.985)
         self.radius = 1.02 * self.tyre / 2
         overhang = rng.uniform(0.40, 0.46) if self.style != "pickup" else 0.40  # in front, of what the wheelbase leaves
         self.axles = (at((1 - self.wheelbase) * overhang), at((1 - self.wheelbase) * overhang + self.wheelbase))
@@ -165,21 +162,16 @@ class Car:
         # Panels wholly within an arch go, so that light reaches the wheels.
         inside = self.in_arch(vertices) & (np.abs(vertices[:, 1]) > 0.3 * width) & (coords[:, 0] >= 0)
         self.add(BODY, vertices, faces[~inside[faces].all(1)], coords)
-        self.side = lambda x, level: (
-            np.interp(-x, -shape[:, 0] * length / 2, shape[:, 1]) * np.interp(level, LEVELS, girth) * width / 2
-        )
+        at_handles = np.interp(0.80, LEVELS, girth) * width / 2
+        self.side = lambda x: at_handles * np.interp(-x, -shape[:, 0] * length / 2, shape[:, 1])
 
     def add_cabin(self, rng, detail):
         """Add rings from just under the shoulder to the roof's edge, then the roof."""
         (foot, rear_foot), (roof_front, roof_back), width = self.cabin_span, self.roof_span, self.width
         half_front = self.shoulder * rng.uniform(0.89, 0.94)
         half_rear = rng.uniform(0.76, 0.82) + (0.04 if self.boxy > 0.4 else 0)
-        aspect, fronts, rears = (
-            (foot - rear_foot) / width / 0.85,
-            rng.uniform(4.0, 5.5),
-            rng.uniform(4.5, 6) + self.boxy,
-        )
-        shape, self.corners = outline(aspect, fronts, rears, max(20, int(72 * detail)))
+        fronts, rears = rng.uniform(4.0, 5.5), rng.uniform(4.5, 6) + self.boxy
+        shape, self.corners = outline((foot - rear_foot) / width / 0.85, fronts, rears, max(20, int(72 * detail)))
         steps = np.array([0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.88, 0.94, 0.98, 1.0])
         step = steps[:, None]
         off = (1 - np.sqrt(np.clip(1 - (np.clip(step - 0.76, 0, 1) / 0.24) ** 2, 0, 1))) * rng.uniform(0.07, 0.11)
@@ -197,19 +189,17 @@ class Car:
 
     def add_wheels(self, rng, detail):
         """Add tyres, rims and wheel wells; return the rims' radius."""
-        radius = self.radius
-        tyre_width = rng.uniform(0.19, 0.24) + (0.03 if self.boxy > 0.4 else 0)
+        radius, half = self.radius, (rng.uniform(0.19, 0.24) + (0.03 if self.boxy > 0.4 else 0)) / 2
         rim, dish = radius * rng.uniform(0.66, 0.77), rng.uniform(-0.01, 0.05)
-        half = tyre_width / 2
         out = self.width / 2 * rng.uniform(0.94, 0.975) - half
+        low, high = self.clearance + 0.02, radius + 0.85 * self.arch
+        well = (self.arch, out - half - 0.02, (high - low) / 2)
         for axle in self.axles:
             for side in (1, -1):
                 for part, name in ((TYRE, "tyre"), (RIM, "rim")):
                     profile = np.array(DATA[name]) @ [[rim, 0], [radius, 0], [0, half], [0, dish]]
                     self.add(part, *lathe(profile, (axle, side * out, radius), side, max(24, int(56 * detail))))
-        low, high = self.clearance + 0.02, radius + 0.85 * self.arch
-        well = (self.arch, out - half - 0.02, (high - low) / 2)
-        for axle in self.axles:  # without wells one would look in at one arch and out at the other
+            # Without wells one would look in at one arch and out at the other.
             self.add(BLACK, *blob((axle, 0, (low + high) / 2), well, 0.3, 16))
         return rim
 
@@ -230,7 +220,7 @@ class Car:
             self.add(PAINTED if rng.random() < 0.8 else BLACK, *blob(place, mirror, 0.6, 14))
             self.add(BLACK, *blob((mirror_x, side * (y - 0.03), mirror_z - 0.01), (0.035, 0.09, 0.025), 0.5, 8))
             for x in self.doors[1:]:
-                handle = (x + 0.13, side * (self.side(x, 0.80) + 0.004), self.level(x, 0.80))
+                handle = (x + 0.13, side * (self.side(x) + 0.004), self.level(x, 0.80))
                 self.add(PAINTED if rng.random() < 0.8 else CHROME, *blob(handle, (0.085, 0.022, 0.014), 0.5, 8))
             for x in [foot - 1.15] + [rear_axle + 0.35] * (not two_doors):
                 if x >= roof_back:
@@ -258,9 +248,9 @@ class Car:
                 self.add(CHROME if rng.random() < 0.5 else BLACK, vertices, faces)
         if rng.random() < 0.35 and style != "convertible":  # a shark fin
             x = roof_back + 0.12
-            vertices, faces = blob((0, 0, 0), (0.09, 0.02, 0.055), 0.8, 10)
+            vertices, faces = blob((x, 0, 0), (0.09, 0.02, 0.055), 0.8, 10)
             vertices[:, 0] -= vertices[:, 2] - 0.02
-            self.add(PAINTED, vertices + (x, 0, roof(x) + self.bulge + 0.01), faces)
+            self.add(PAINTED, vertices + (0, 0, roof(x) + self.bulge + 0.01), faces)
         elif rng.random() < 0.4:  # a rod aerial
             x = roof_back + 0.1 if rng.random() < 0.6 or style == "pickup" else self.cabin_span[0] + 0.25
             start = (x, 0.0, roof(x) + self.bulge) if x < roof_front else (x, width * 0.37, top(x) + 0.02)
@@ -283,12 +273,9 @@ class Car:
                 self.add(CHROME, *blob(place, (0.13, 0.032, 0.025), 0.7, 10))
         middle, half_base = (self.axles[0] + self.axles[1]) / 2, (self.axles[0] - self.axles[1]) / 2
         if style in ("pickup", "suv") and rng.random() < 0.4:  # steps under the doors
-            for side in (1, -1):
-                place, size = (
-                    (middle, side * width * 0.47, self.clearance + 0.01),
-                    (half_base - self.arch - 0.05, 0.07, 0.03),
-                )
-                self.add(BLACK if rng.random() < 0.6 else CHROME, *blob(place, size, 0.3))
+            step = (half_base - self.arch - 0.05, 0.07, 0.03)
+            for y in (width * 0.47, -width * 0.47):
+                self.add(BLACK if rng.random() < 0.6 else CHROME, *blob((middle, y, self.clearance + 0.01), step, 0.3))
         self.add(BLACK, *blob((middle, 0, self.clearance - 0.01), (half_base, width * 0.3, 0.05), 0.3))
 
     def draw_look(self, rng):
@@ -302,7 +289,5 @@ class Car:
         look["clad"] = look["clad"] < (0.5 if self.style in ("suv", "pickup") else 0.12)
         dark = self.style in ("suv", "van", "pickup") or rng.random() < 0.25
         look["privacy"] = rng.uniform(0.06, 0.25) if dark else 1.0
-        look["sticker"] = rng.random() < 0.4
-        look["cargo"] = self.style == "van" and rng.random() < 0.2
-        look["cloth"] = draw(rng, {"0.03": 0.4, "0.05": 0.3, "0.12": 0.15, "0.35": 0.15})
-        return look
+        look |= {"sticker": rng.random() < 0.4, "cargo": self.style == "van" and rng.random() < 0.2}
+        return look | {"cloth": draw(rng, DATA["cloth"])}

@@ -29,9 +29,8 @@ class TracedCar:
         # Light that reaches the floor, direction by direction.
         self.step = 0.07 / detail
         nx, ny = int((car.length + 3.6) / self.step), int((car.width + 3.6) / self.step)
-        grid = (np.indices((nx, ny)).reshape(2, -1).T - ((nx - 1) / 2, (ny - 1) / 2)) * self.step
-        ground = np.append(grid, np.full((len(grid), 1), 1e-3), 1).astype(np.float32)
-        self.floor_seen = (self.reached(ground, up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
+        ground = (np.indices((nx, ny, 1)).reshape(3, -1).T - ((nx - 1) / 2, (ny - 1) / 2, 0)) * self.step + (0, 0, 1e-3)
+        self.floor_seen = (self.reached(np.float32(ground), up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
         # Light that reaches the car's vertices, weighted by the cosine; from the floor comes what got there first.
         cosine = np.maximum(rotate(car.normals, self.sky.T), 0)
         lit = self.reached(car.vertices + car.normals * 2e-3, self.sky, cosine > 0)
@@ -58,35 +57,23 @@ class TracedCar:
         return seen
 
     def shoot(self, origin, direction):
-        """Follow rays (n, 3) to the car, through its wheel arches.
-
-        Returns:
-            triangle (n,) or -1, point (n, 3), barycentrics (n, 2).
-        """
+        """Follow rays (n, 3) to the mesh: triangle (n,) or -1, point (n, 3), barycentrics (n, 2)."""
         hit = self.scene.run(np.ascontiguousarray(origin), np.ascontiguousarray(direction), output=1)
-        prim, point, where = (
-            hit["primID"].copy(),
-            origin + direction * hit["tfar"][:, None],
-            np.stack([hit["u"], hit["v"]], 1),
-        )
+        return hit["primID"], origin + direction * hit["tfar"][:, None], np.stack([hit["u"], hit["v"]], 1)
+
+    def shoot_through_arches(self, origin, direction):
+        """Follow rays as `shoot` does, but through the body where a wheel arch is cut out of it."""
+        car, (prim, point, where) = self.car, self.shoot(origin, direction)
         at = np.flatnonzero(prim >= 0)
-        at = at[self.car.parts[self.car.faces[prim[at], 0]] == BODY]
-        spot = point[at]
-        hole = (
-            self.car.in_arch(spot)
-            & (np.abs(spot[:, 1]) > 0.3 * self.car.width)
-            & (self.face_normal[prim[at], 2] > -0.6)
-        )
-        at = at[hole]
-        start = point[at] + direction[at] * 2e-3
-        hit = self.scene.run(np.ascontiguousarray(start), np.ascontiguousarray(direction[at]), output=1)
-        prim[at], where[at] = hit["primID"], np.stack([hit["u"], hit["v"]], 1)
-        point[at] = start + direction[at] * hit["tfar"][:, None]
+        at = at[car.parts[car.faces[prim[at], 0]] == BODY]
+        beside = (np.abs(point[at, 1]) > 0.3 * car.width) & (self.face_normal[prim[at], 2] > -0.6)
+        at = at[beside & car.in_arch(point[at])]
+        prim[at], point[at], where[at] = self.shoot(point[at] + direction[at] * 2e-3, direction[at])
         return prim, point, where
 
     def meet(self, origin, direction, behind=False):
         """Return which rays (n, 3) hit the car (h,), and the surface there; `behind` takes no side for an inside."""
-        prim, point, where = self.shoot(origin, direction)
+        prim, point, where = self.shoot_through_arches(origin, direction)
         at = np.flatnonzero(prim >= 0)
         prim = prim[at]
         back = (dot(self.face_normal[prim], direction[at]) > 0) & (not behind)
@@ -153,7 +140,7 @@ class PosedCar:
         cosine = np.clip(-dot(direction, normal), 0, 1)
         bounce = unit(direction + 2 * cosine[:, None] * normal)
         bounce[:, 2] += 1e-4
-        onto = self.traced.shoot(point + normal * 4e-3, bounce)[0] >= 0
+        onto = self.traced.shoot_through_arches(point + normal * 4e-3, bounce)[0] >= 0
         itself = self.traced.car.look["paint"] * 0.35 + 0.02
         seen = np.minimum(np.where(onto[:, None], itself, self.see_room(point, bounce)), 6.0)
         fresnel = mirror + (1 - mirror) * (1 - cosine) ** 5 * (mirror > 0.025)
