@@ -89,12 +89,12 @@ def run_all(configs: list[train.Config]) -> None:
     is_finished = lambda config: (config.checkpoint_dir / "run.json").exists()
     for config in configs:  # everything is looked at before hours are spent
         cache, *_ = train.prepare_data(config, quiet=config is not configs[0])
-        before = load_run(config.checkpoint_dir).facts if is_finished(config) else {}
-        before = {**before, **before.get("settings", {})}
-        for key, now in {**extra.settings_of_result(config), "data_fingerprint": cache.fingerprint}.items():
-            if before.get(key, now) != now:
+        before = load_run(config.checkpoint_dir).facts if is_finished(config) else dict(settings={})
+        now = {**extra.settings_of_result(config), "data_fingerprint": cache.fingerprint}
+        for key, value in {**before, **before["settings"]}.items():
+            if now.get(key, value) != value:
                 raise ValueError(
-                    f"{config.checkpoint_dir} must hold a run with {key} {now}, got {before[key]}. "
+                    f"{config.checkpoint_dir} must hold a run with {key} {now[key]}, got {value}. "
                     "Delete it, or name another --output-dir."
                 )
     failed = []
@@ -128,7 +128,6 @@ def carry_out(config: train.Config) -> None:
     ]
     write_table(folder / "dice.csv", photos)
     device = machine.choose_device(config.device)
-    git = ["git", "-C", str(PROJECT_DIR), "describe", "--always", "--dirty"]
     facts = dict(
         settings=extra.settings_of_result(config),
         data_fingerprint=cache.fingerprint,
@@ -148,7 +147,7 @@ def carry_out(config: train.Config) -> None:
         device=machine.device_name(device),
         precision=str(machine.choose_precision(config.precision, device)).removeprefix("torch."),
         torch=torch.__version__,
-        commit=subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        commit=read_commit(),
     )
     write_file(folder / "run.json", json.dumps(facts, indent=1).encode())
 
@@ -160,6 +159,13 @@ def score_last(config: train.Config, cache, rows: list[int]) -> list[dict]:
     segmenter = Segmenter(network, config.device, description=description, n_parallel=machine.n_cores())
     no_baseline = np.zeros((config.image_height, config.image_width), np.float32)
     return extra.score_photos(segmenter, cache, rows, 0.5, no_baseline)
+
+
+def read_commit() -> str | None:
+    """Return the commit, with "-dirty" if files differ from it; None outside git."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.check_output(command, cwd=PROJECT_DIR, stderr=subprocess.DEVNULL, text=True).strip()
 
 
 def count_flop(config: train.Config) -> int:
