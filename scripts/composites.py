@@ -101,11 +101,7 @@ def crop_scene(scene: np.ndarray, label: np.ndarray, height: int, width: int, rn
 
 
 def place_car(photo: np.ndarray, alpha: np.ndarray, height: int, width: int, scale: float, rng: np.random.Generator):
-    """Set a car, resized and now and then mirrored or cut off by the frame, into an empty photo of (height, width).
-
-    Returns:
-        Photo (height, width, 3), uint8; alpha (height, width), float32.
-    """
+    """Set a car, resized, now and then mirrored or cut off, into an empty photo (height, width, 3) and alpha."""
     x, y, w, h = cv2.boundingRect((alpha > 0.02).view(np.uint8))
     box, step = (slice(y, y + h), slice(x, x + w)), rng.choice((-1, 1))
     w, h = max(4, int(w * scale * np.exp(rng.normal(0, 0.04)))), max(4, int(h * scale))
@@ -171,27 +167,21 @@ def degrade(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return photo
 
 
-# -------------------------------------------------------------------------------------------------------- the command
-
-
 def load_scene(path: Path, mask_dir: Path | None) -> tuple[np.ndarray, np.ndarray]:
     """Read a scene and its label, all background where there is no mask."""
     photo = load_image(path)
-    mask_path = mask_dir / f"{path.stem}.png" if mask_dir is not None else None
-    if mask_path is None or not mask_path.exists():
-        return photo, np.zeros(photo.shape[:2], np.uint8)
-    label = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
-    if label is None or label.shape != photo.shape[:2]:
-        raise ValueError(f"{mask_path} must be an 8-bit PNG of the size of {path.name}. Save it anew.")
+    label = np.zeros(photo.shape[:2], np.uint8)
+    if mask_dir is not None and (mask_path := mask_dir / f"{path.stem}.png").exists():
+        label = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
+        if label is None or label.shape != photo.shape[:2]:
+            raise ValueError(f"{mask_path} must be an 8-bit PNG of the size of {path.name}. Save it anew.")
     return photo, label
 
 
 def make_composite(number: int, settings: Settings, pairs: list, scenes: list[Path]) -> None:
     """Write composite `number`, a function of it and the seed alone, unless it is there already."""
-    photo_path, label_path = (
-        settings.output / f"{folder}/composite-{number:06d}.{ending}"
-        for folder, ending in (("train", "jpg"), ("train_masks", "png"))
-    )
+    name = f"composite-{number:06d}"
+    photo_path, label_path = settings.output / f"train/{name}.jpg", settings.output / f"train_masks/{name}.png"
     if label_path.exists():
         return
     rng = np.random.default_rng((settings.seed, number))

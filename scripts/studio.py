@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from carvana.files import PROJECT_DIR, run_command, write_file
+from carvana.pictures import load_image
 from carvana.settings import Count, Fraction, PathSetting, Whole, parse_settings, settings_class
 from carvana.studio import light
 from carvana.studio.camera import shoot_car
@@ -83,14 +84,9 @@ def make_studio(settings: Settings) -> None:
     if light.EmbreeScene is None:
         raise RuntimeError("embreex must be installed, got none. Run `pip install -r requirements-studio.txt`.")
     width, height = settings.shape
-    for photo, _ in (settings.paths(number, 1) for number in range(settings.cars)):
-        if photo.exists():
-            with Image.open(photo) as image:
-                if image.size != settings.shape:
-                    raise ValueError(
-                        f"{photo} must be of {width}x{height} pixels to be added to, got {image.width}x{image.height}. "
-                        "Name another --output."
-                    )
+    photo = settings.paths(0, 1)[0]
+    if photo.exists() and (size := load_image(photo).shape)[:2] != (height, width):
+        raise ValueError(f"{photo} must be of {settings.size} pixels, got {size[1]}x{size[0]}. Name another --output.")
     workers = settings.workers
     if workers is None:  # starting processes costs as much as some 60 photos of 96x64
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -14,6 +14,8 @@ def test_the_label_is_where_the_car_was_pasted():
     green = np.zeros((80, 120, 3), np.uint8)
     green[..., 1] = 200
     for seed in range(20):
+        plain, label = compose([(photo, alpha)], None, 64, 96, np.random.default_rng(seed))
+        assert plain.shape == (64, 96, 3) and set(np.unique(label)) == {0, 255}
         scene = green, np.zeros((80, 120), np.uint8)
         picture, label = compose([(photo, alpha)], scene, 64, 96, np.random.default_rng(seed))
         assert picture.shape == (64, 96, 3) and picture.dtype == label.dtype == np.uint8

@@ -15,7 +15,6 @@ from PIL import Image
 from studio import Settings, make_studio
 
 pytest.importorskip("embreex", reason="the studio needs requirements-studio.txt")
-STUDIO = [sys.executable, PROJECT_DIR / "scripts/studio.py"]
 SMALL = dict(cars=3, size="96x64", seed=5, workers=1)
 
 
@@ -25,7 +24,6 @@ def make_set(folder, **changes):
 
 
 def read_all(folder):
-    """Return {name: bytes} of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -66,8 +64,9 @@ def test_a_larger_set_begins_with_the_smaller_one_and_another_seed_gives_other_c
 
 
 def test_work_that_was_killed_goes_on_where_it_stopped(small_set, tmp_path):
-    options = ["--cars", "3", "--size", "96x64", "--seed", "5", "--output", tmp_path]
-    process = subprocess.Popen([*STUDIO, *options], stderr=subprocess.DEVNULL)
+    options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, PROJECT_DIR / "scripts/studio.py", *options, "--output", tmp_path]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while len(list(tmp_path.glob("train_masks/*.gif"))) < 5 and process.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
@@ -112,7 +111,7 @@ def test_without_the_car_the_photo_is_the_same_far_from_it(one_car):
 
 
 def test_a_folder_with_photos_of_another_size_is_refused(small_set):
-    with pytest.raises(ValueError, match="must be of 120x80 pixels to be added to, got 96x64. Name another --output"):
+    with pytest.raises(ValueError, match="must be of 120x80 pixels, got 96x64. Name another --output"):
         make_set(small_set, size="120x80")
 
 
@@ -126,9 +125,3 @@ def test_a_missing_ray_tracer_is_named_with_the_command_that_installs_it(monkeyp
 def test_a_size_that_cannot_be_photographed_is_refused(size):
     with pytest.raises(ValueError, match=f"size must be width x height from 32x32 to 1918x1280, got {size}"):
         Settings(size=size)
-
-
-def test_a_place_that_cannot_be_written_to_is_said_in_one_line():
-    result = subprocess.run([*STUDIO, "--output", __file__, "--cars", "1"], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "could not be written" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
