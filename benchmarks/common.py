@@ -1,8 +1,8 @@
 """What the benchmarks share: two ways in turn, the machine in words, rows of results.csv, photos to measure on.
 
-A way is a generator function: what comes before its first `yield` is preparation, each further step measures once and
-yields a number. The two ways run in processes of their own, so that memory settings, thread counts and caches of one do
-not touch the other, and take turns, so that a noisy machine slows both.
+A way is a function that prepares and returns an iterator, whose first value ends the preparation and whose further ones
+are measurements. The two ways run in processes of their own, so that memory settings, thread counts and caches of one
+do not touch the other, and take turns, so that a noisy machine slows both.
 
     python benchmarks/common.py benchmarks/results.csv       print the latest rows as Markdown tables
 """
@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +66,15 @@ def run(main: Callable[[Settings], None], settings: type[Settings] = Settings) -
 steps: Iterator[float]  # of a measuring process: the way that it goes
 
 
+def rates(n: int, work: Callable, clock: Callable[[], float] = time.perf_counter) -> Iterator[float]:
+    """Yield 0, which ends the preparation, then units per second of each call of `work`, which does `n`."""
+    yield 0.0
+    while True:
+        started = clock()
+        work()
+        yield n / (clock() - started)
+
+
 def prepare(way: Callable[..., Iterator[float]], arguments: tuple) -> None:
     global steps
     steps = way(*arguments)
@@ -76,7 +86,7 @@ def measure_once() -> float:
 
 
 class Way(ProcessPoolExecutor):
-    """A generator function in a process of its own, which sleeps between the measurements."""
+    """A way in a process of its own, which sleeps between the measurements."""
 
     def __init__(self, way: Callable[..., Iterator[float]], *arguments):
         super().__init__(1, process_context(["torch"]))
@@ -98,13 +108,8 @@ def measure_pairs(
 ) -> list[tuple[float | None, float]]:
     """Measure both ways in turn; which goes first alternates.
 
-    Args:
-        baseline: A way, or None where there is none.
-        ours: A way.
-        arguments: Of both ways.
-        n_pairs: How often each is measured.
-        anew: Start new processes for each pair: what a user's process does but once must not find memory that it has
-            warmed before.
+    With `anew` each pair has new processes: what a user's process does but once must not find memory that it has warmed
+    before.
 
     Returns:
         (baseline, ours) of each pair.
@@ -138,9 +143,8 @@ def report(
 
     Args:
         results: The file, or None to print only.
-        question: Name of the question, the same from run to run.
+        question: The same from run to run.
         setting: Sizes and counts that the numbers depend on.
-        unit: Of the measured numbers, such as images/s.
         pairs: (baseline, ours) of each pair; None for a baseline that was not measured.
         less_is_better: The numbers are seconds or bytes: the ratio is baseline to ours, not ours to baseline.
     """

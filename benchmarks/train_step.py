@@ -4,11 +4,10 @@
     python benchmarks/train_step.py --base-width 16 --width 240       one network, one size
 
 Baseline: float32, plain layout, loss and metric read back each step. Ours: train.train_step with the settings left
-    alone. Both on the same random photos, already in memory. Base width 64 takes minutes, since a baseline step at
-    480x320 takes half of one.
+alone. Both on the same random photos, already in memory. Base width 64 takes minutes, since a baseline step at 480x320
+takes half of one.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -40,36 +39,28 @@ def random_batch(batch_size: int, width: int, height: int) -> tuple[torch.Tensor
 def baseline_steps(
     base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu"
 ) -> Iterator[float]:
-    """Yield images per second of `n_steps` steps."""
+    """Measure images per second of `n_steps` steps."""
     step = baseline.make_step(base_width, device)
     images, coverage = random_batch(batch_size, width, height)
     images = images.permute(0, 3, 1, 2).float().div(255).contiguous()
     masks = (coverage > 127).float().unsqueeze(1)
     step(images, masks), step(images, masks)  # memory and kernels settle
-    yield 0.0
-    while True:
-        started = time.perf_counter()
-        for _ in range(n_steps):
-            step(images, masks)
-        yield n_steps * batch_size / (time.perf_counter() - started)
+    return common.rates(n_steps * batch_size, lambda: [step(images, masks) for _ in range(n_steps)])
 
 
 def our_steps(
     base_width: int, batch_size: int, width: int, height: int, n_steps: int, device: str = "cpu", options: dict = {}
 ) -> Iterator[float]:
-    """Yield images per second of `n_steps` steps; `options` are settings of train.py."""
+    """Measure images per second of `n_steps` steps; `options` are settings of train.py."""
     step = make_our_step(base_width, device, options)
     images, coverage = random_batch(batch_size, width, height)
     if device == "cuda":
         images, coverage = images.pin_memory(), coverage.pin_memory()
     for _ in range(3):
         step(images, coverage)
-    yield 0.0
-    while True:
-        started = time.perf_counter()
-        losses = [step(images, coverage) for _ in range(n_steps)]
-        torch.stack(losses).tolist()  # read once, which waits for the device
-        yield n_steps * batch_size / (time.perf_counter() - started)
+    # The losses are read once, which waits for the device.
+    work = lambda: torch.stack([step(images, coverage) for _ in range(n_steps)]).tolist()
+    return common.rates(n_steps * batch_size, work)
 
 
 def make_our_step(base_width: int, device: str, options: dict = {}) -> Callable:
