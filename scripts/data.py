@@ -31,6 +31,7 @@ from carvana.listing import (
 )
 from carvana.masks import count, find_oddities
 from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
+from carvana.settings import PathSetting
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 __all__ = ["Cache", "CarDataset", "EpochBatches", "Pair", "build_cache", "colour_statistics", "read_pair"]
@@ -270,8 +271,8 @@ def start_worker(worker: int) -> None:
 
 
 def check(
-    train_image_dir: Path = PROJECT_DIR / "data/train",
-    train_mask_dir: Path = PROJECT_DIR / "data/train_masks",
+    train_image_dir: PathSetting = PROJECT_DIR / "data/train",
+    train_mask_dir: PathSetting = PROJECT_DIR / "data/train_masks",
     group_by: GroupBy = "name",
     car_value: tuple[str, ...] = (),
     unknown_value: tuple[str, ...] = (),

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import tyro
 from carvana import cache as cache_module
 from carvana import download
 from carvana.augmentation import replace_background
@@ -518,6 +519,14 @@ def test_check_and_training_name_the_files_to_mend(tiny_set, tmp_path, capsys):
     assert "to mend:  5" in lines
     with pytest.raises(ValueError, match="000000000001_01.jpg is damaged .*check` names 2 more"):
         data.build_cache(data.require_pairs(*folders), 48, 32, tmp_path / "c", quiet=True)
+
+
+def test_help_of_check_states_the_naming_rule_and_explains_each_option(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(data.check, args=["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "A photo x.jpg belongs to the mask x_mask.png" in words
+    assert "Folder of photos. (default: data/train)" in words and "class numbers (1) or colours (#800000)" in words
 
 
 def test_a_missing_folder_is_one_sentence_and_no_traceback(tmp_path, run_script):

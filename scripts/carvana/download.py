@@ -7,13 +7,14 @@ from pathlib import Path
 from carvana.files import PROJECT_DIR
 from carvana.listing import list_files
 from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
+from carvana.settings import PathSetting
 
 COMPETITION = "carvana-image-masking-challenge"
 N_COMPETITION_PAIRS = 5088
 KAGGLE_INPUT = Path("/kaggle/input")  # what a notebook on Kaggle has added as input
 
 
-def download(output: Path = PROJECT_DIR / "data") -> int:
+def download(output: PathSetting = PROJECT_DIR / "data") -> int:
     """Bring the competition's training photos and masks (only these, 430 MB) through Kaggle; go on where it stopped.
 
     In a notebook on Kaggle that has the competition as an input they come from there.

@@ -11,8 +11,10 @@ from carvana.masks import count, name_some
 from carvana.pictures import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 NAMING_RULE = "A photo x.jpg belongs to the mask x_mask.png (.gif, .tif, .bmp) or, failing that, to x.png."
-NAMING = f"""Photos are .jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff files, masks .png .gif .tif .tiff .bmp files of
-two values (JPEG is refused, since it smears the edge). {NAMING_RULE}"""
+NAMING = (
+    "Photos are .jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff files, masks .png .gif .tif .tiff .bmp files of two "
+    f"values (JPEG is refused, since it smears the edge). {NAMING_RULE}"
+)
 # What predict.py and train.py write: never photos again, wherever they lie.
 OWN_RESULT = re.compile(r".+_(mask|cutout|overlay|background|shadow)|epoch_\d{3}|curves|worst|views")
 OWN_ENDINGS = "_mask, _cutout, _overlay, _background"
