@@ -118,30 +118,23 @@ class Look:
     threshold: float
 
     def draw(self, photo: Photo, image: np.ndarray, own_background: np.ndarray | None) -> tuple[str, np.ndarray]:
-        """Make the result.
-
-        Args:
-            photo: Whose logits decide.
-            image: RGB (H, W, 3), uint8, the photo at the result's size.
-            own_background: RGB (h, w, 3), uint8, of any size.
+        """Make the result at the size of `image`, the photo as RGB (H, W, 3), uint8.
 
         Returns:
             Its kind, a key of `ENDINGS`, and the picture, see `make_pictures`.
         """
         logits = keep_main_car(photo.logits, self.threshold) if self.main_car else photo.logits
+        logits = upsample(logits, *image.shape[:2])
         background = own_background if self.background == "Picture" else None
         if colour := self.colour if self.background == "Colour" else BACKGROUNDS[self.background]:
             background = read_colour(colour)
-        kind = VIEWS[self.view]
-        if kind == "cutout" and background is not None:
-            kind = "background"
-        logits = upsample(logits, *image.shape[:2])
+        kind = "background" if self.view == "Cut-out" and background is not None else VIEWS[self.view]
         crop = 0 if self.crop else None  # 0 for the car's own shape
         return next(make_pictures(image, logits, self.threshold, [kind], background, self.shadow, crop))
 
     def frame(self, photo: Photo) -> np.ndarray:
         """Crop the photo's preview as `draw` crops the result: RGB (h, w, 3), uint8."""
-        if not self.crop or VIEWS[self.view] != "cutout":
+        if not self.crop or self.view != "Cut-out":
             return photo.preview
         whole = dataclasses.replace(self, crop=False, background="Transparent").draw(photo, photo.preview, None)[1]
         return crop_picture(photo.preview, find_crop(whole[..., 3], 0))
@@ -177,10 +170,9 @@ def read_upload(path: Path) -> np.ndarray:
     """Read an uploaded photo, RGB (h, w, 3), uint8; errors as in `segment`."""
     try:
         with open_picture(path, IMAGE_FORMATS, "a JPEG, PNG, WebP, BMP or TIFF photo") as picture:
-            megapixels = picture.width * picture.height / 1e6
-        if megapixels > MAX_MEGAPIXELS:
-            limit = f"at most {MAX_MEGAPIXELS} million pixels"
-            raise ValueError(f"{path} must have {limit}, got {megapixels:.0f} million. Save it smaller.")
+            got, limit = picture.width * picture.height / 1e6, f"at most {MAX_MEGAPIXELS} million pixels"
+        if got > MAX_MEGAPIXELS:
+            raise ValueError(f"{path} must have {limit}, got {got:.0f} million. Save it smaller.")
         return load_image(path)
     except (OSError, ValueError) as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
@@ -233,10 +225,7 @@ def save(visit: Visit, photos: list[Photo], look: Look) -> str:
 
 
 def make_app(segmenter: Segmenter):
-    """Build the page.
-
-    Args:
-        segmenter: The network that it uses; visitors share it.
+    """Build the page, whose visitors share a network.
 
     Returns:
         gradio.Blocks; its `launch()` starts the page with the settings that keep it private, which may be overridden.
@@ -331,16 +320,16 @@ def make_app(segmenter: Segmenter):
 
         private = dict(api_visibility="private", show_progress="hidden")
         look = [view, background, colour, shadow, crop, main_car, threshold]
-        show = functools.partial(dict, fn=render, inputs=[visit, *look], outputs=[viewer, details], **private)
+        show = dict(fn=render, inputs=[visit, *look], outputs=[viewer, details], **private)
         outputs = [visit, upload, viewer, details, desk]
         upload.upload(work, [visit, upload, *look], outputs, trigger_mode="multiple", **private)  # more may be dropped
         sample.click(work, [visit, gr.State([SAMPLE]), *look], outputs, **private)
         for control in look:
-            control.change(**show(), trigger_mode="always_last")
+            control.change(**show, trigger_mode="always_last")
         reveal = lambda choice: (gr.update(visible=choice == "Colour"), gr.update(visible=choice == "Picture"))
         background.change(reveal, background, [colour, own], **private)
-        own.upload(choose_background, [visit, own], None, **private).then(**show())
-        viewer.select(select, visit, None, **private).then(**show())
+        own.upload(choose_background, [visit, own], None, **private).then(**show)
+        viewer.select(select, visit, None, **private).then(**show)
         again.click(None, js="() => location.reload()")
         press = "() => document.querySelector('#file a, a#file, #file').click()"
         save_one = lambda visit, *choices: save(visit, [visit.photos[visit.current]], Look(*choices))
