@@ -30,11 +30,11 @@ class TracedCar:
         self.step = 0.07 / detail
         nx, ny = int((car.length + 3.6) / self.step), int((car.width + 3.6) / self.step)
         ground = (np.indices((nx, ny, 1)).reshape(3, -1).T - ((nx - 1) / 2, (ny - 1) / 2, 0)) * self.step + (0, 0, 1e-3)
-        self.floor_seen = (self.reached(np.float32(ground), up) * up[:, 2] / up[:, 2].sum()).reshape(nx, ny, -1)
+        slant = np.tile(up[:, 2] / up[:, 2].sum(), (len(ground), 1))
+        self.floor_seen = self.weigh(np.float32(ground), up, slant).reshape(nx, ny, -1)
         # Light that reaches the car's vertices, weighted by the cosine; from the floor comes what got there first.
-        cosine = np.maximum(rotate(car.normals, self.sky.T), 0)
-        lit = self.reached(car.vertices + car.normals * 2e-3, self.sky, cosine > 0)
-        self.seen = lit * cosine / (len(self.sky) / 4)
+        cosine = np.maximum(rotate(car.normals, self.sky.T), 0) / (len(self.sky) / 4)
+        self.seen = self.weigh(car.vertices + car.normals * 2e-3, self.sky, cosine)
         down = np.flatnonzero(self.sky[:, 2] < 0)
         floor = car.vertices[:, None, :2] + self.sky[down, :2] * (car.vertices[:, None, 2:] / -self.sky[down, 2:])
         open_floor = cv2.GaussianBlur(self.floor_seen.sum(-1), (0, 0), 1.0)
@@ -46,15 +46,11 @@ class TracedCar:
         column, row = (np.clip(place[:, k], -1, table.shape[k]) for k in (1, 0))
         return look_up(table, column, row, borderValue=1.0)
 
-    def reached(self, points, directions, wanted=None):
-        """Return 1 where a ray from points (n, 3) along directions (k, 3) leaves the car, else 0: (n, k), float32."""
-        seen = np.zeros((len(points), len(directions)), np.float32)
-        for k, direction in enumerate(directions):
-            at = slice(None) if wanted is None else np.flatnonzero(wanted[:, k])
-            start = np.ascontiguousarray(points[at])
-            along = np.ascontiguousarray(np.broadcast_to(direction, start.shape))
-            seen[at, k] = self.scene.run(start, along, query="OCCLUDED") != 0
-        return seen
+    def weigh(self, points, directions, weights):
+        """Keep weights (n, k) where a ray from points (n, 3) along directions (k, 3) leaves the car, else 0."""
+        way, at = np.nonzero(weights.T)
+        weights[at, way] *= self.scene.run(points[at], directions[way], query="OCCLUDED") != 0
+        return weights
 
     def shoot(self, origin, direction):
         """Follow rays (n, 3) to the mesh: triangle (n,) or -1, point (n, 3), barycentrics (n, 2)."""

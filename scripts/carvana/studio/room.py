@@ -69,23 +69,24 @@ class Room:
         for surface, paint in ((FLOOR, self.paint_floor), (WALL, self.paint_wall), (CEILING, self.paint_ceiling)):
             at = np.flatnonzero(kind == surface)
             if len(at):
-                lit = floor_light(point[at, :2]) if surface == FLOOR and floor_light else 1.0
-                light[at] = paint(point[at], lit)
+                light[at] = paint(point[at])
+                if surface == FLOOR and floor_light:
+                    light[at] *= floor_light(point[at, :2])[:, None]
         return light
 
-    def paint_floor(self, point, lit):
-        """Return the light (n, 3) of the floor at points (n, 3), of which the fraction `lit` of the light arrives."""
+    def paint_floor(self, point):
+        """Return the light (n, 3) of the floor at points (n, 3)."""
         x, y = point[:, 0], point[:, 1]
         from_centre = np.hypot(x, y)
         colour = np.where((from_centre < self.disc_radius)[:, None], self.disc, self.floor)
         rim = np.clip(1.6 - np.abs(from_centre - self.disc_radius) / 0.014, 0, 1)
-        bright = (1 - 0.006 * from_centre**2) * (1 - 0.5 * rim) * lit
+        bright = (1 - 0.006 * from_centre**2) * (1 - 0.5 * rim)
         pit_edge = y + 0.02 * x**2 - self.pit
         ribs = self.pit_light / self.floor.mean() * (1 + 0.4 * np.sin(y * 60 + 3 * np.sin(x * 5)))
         bright = np.where(np.abs(pit_edge) < 0.07, 1.7, np.where(pit_edge < 0, ribs, bright))
         return colour * bright[:, None]
 
-    def paint_wall(self, point, lit):
+    def paint_wall(self, point):
         """Return the light (n, 3) of the wall at points (n, 3)."""
         # 0 straight behind the car, positive to the right.
         azimuth = np.arctan2(point[:, 0], point[:, 1] - self.middle[1])
@@ -107,7 +108,7 @@ class Room:
         sweep = np.clip((edge - z) / 0.03 + 0.5, 0, 1)[:, None] * (~behind[:, None])
         return colour * (1 - sweep) + self.floor * 0.95 * sweep
 
-    def paint_ceiling(self, point, lit):
+    def paint_ceiling(self, point):
         """Return the light (n, 1) of the ceiling and its lamps at points (n, 3)."""
         bright = np.full(len(point), 0.55, np.float32)
         for x, y, wide, deep, power in self.lamps:
