@@ -25,7 +25,7 @@ import build
 import leak
 
 
-def small_settings(cars, output_dir, **changes) -> Settings:
+def small_settings(cars, output_dir) -> Settings:
     """Settings of trainings that take seconds."""
     return Settings(
         train_image_dir=cars / "train",
@@ -38,7 +38,6 @@ def small_settings(cars, output_dir, **changes) -> Settings:
         device="cpu",
         output_dir=output_dir,
         cache_dir=output_dir.parent / "cache",
-        **changes,
     )
 
 
