@@ -114,10 +114,10 @@ def save_run(run: Run) -> None:
 def check_finite(run: Run, *tensors: Tensor) -> None:
     """Raise a RuntimeError with the way out unless all numbers are finite."""
     if not all(tensor.isfinite().all() for tensor in tensors):
-        place = f"epoch {run.progress.epoch + 1}, by batch {run.progress.batch}"
         raise RuntimeError(
-            f"loss or weights are no longer finite in {place}. Lower learning_rate, or use --precision float32; "
-            "--load-model resumes from the last checkpoint, which is sound."
+            f"loss or weights are no longer finite in epoch {run.progress.epoch + 1}, by batch {run.progress.batch}. "
+            "Lower learning_rate, or use --precision float32; --load-model resumes from the last checkpoint, which is "
+            "sound."
         )
 
 
@@ -203,12 +203,12 @@ def begin_run(run: Run, rank: int) -> None:
         if rank == 0 and mirror and holds_run(mirror) and not holds_run(folder):
             copy_files(mirror, folder)
         restore_run(run)
-    if rank > 0:
-        return
-    for place in () if run.config.load_model else filter(None, (folder, mirror)):
-        if holds_run(place):
+    elif rank == 0:
+        for place in [place for place in (folder, mirror) if place and holds_run(place)]:
             place = shorten(set_aside(place))
             print(f"the earlier run is now in {place}; delete it, or go on with it by --load-model there")
+    if rank > 0:
+        return
     write_file(folder / "settings.json", json.dumps(plain_settings(run.config), indent=1).encode())
     print(format_settings(run.config))
     trained, precision = run.description.trained, str(run.precision).removeprefix("torch.")
@@ -275,9 +275,6 @@ def score_photos(
     """Score photos at full resolution, as `predict.py` segments them; unknown pixels do not count.
 
     Args:
-        segmenter: The trained network.
-        cache: The photos.
-        rows: Which of them.
         threshold: Probability from which a pixel is car.
         mean_mask: (h, w), float32 in [0, 1]: mean coverage of the training photos, as a baseline.
 

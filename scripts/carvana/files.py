@@ -63,9 +63,7 @@ def write_table(path: Path | str, rows: list[dict]) -> None:
 def set_aside(folder: Path) -> Path:
     """Rename a folder to <folder>-1, or the next number that is free; return where it is now."""
     places = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
-    place = next(place for place in places if not place.exists())
-    folder.rename(place)
-    return place
+    return folder.rename(next(place for place in places if not place.exists()))
 
 
 def copy_files(source: Path, target: Path | None, skip: str = "") -> None:
@@ -116,20 +114,16 @@ def print_values(values: dict) -> None:
 def run_command(main: Callable, args: list[str] | None = None) -> None:
     """Run a command and exit: a user's mistake prints one line on stderr and exits with 1; --debug shows the traceback.
 
-    Args:
-        main: Takes the arguments; what it returns is the exit code, None for 0.
-        args: The arguments; None takes those of the process.
+    `main` takes the arguments, those of the process if `args` is None, and returns the exit code, None for 0.
     """
     args = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice that many pixels are an error
     try:
-        sys.exit(main(args) or 0)
+        sys.exit(main([arg for arg in args if arg != "--debug"]) or 0)
     except KeyboardInterrupt:
         sys.exit(130)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        if debug:
+        if "--debug" in args:
             raise
         # One line, whatever a file's name or a library's message holds.
         print(f"error: {' '.join(str(error).split()) or 'memory ran out'}", file=sys.stderr)

@@ -19,11 +19,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._triton import has_triton
 
-try:
-    import resource
-except ModuleNotFoundError:  # on Windows
-    resource = None
-
 
 def choose_device(name: str) -> torch.device:
     """Choose the device; with torchrun, each process its own GPU."""
@@ -101,11 +96,12 @@ def keep_memory() -> None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Return what PyTorch took of a GPU's memory at most, else the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if resource is None:
+    if sys.platform == "win32":
         return math.nan
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -91,8 +91,7 @@ def to_arguments(changes: dict) -> list[str]:
 
 def plain_settings(settings) -> dict:
     """Return settings as plain values, as JSON will give them back."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    return json.loads(json.dumps(values, default=str))
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
 
 
 def format_settings(settings) -> str:
