@@ -187,7 +187,8 @@ class CarDataset(Dataset):
                 image = replace_background(image, np.maximum(coverage, 255 - known), rng)
             if self.transform is None:
                 self.transform = make_transform(self.scale_range)
-            self.transform.set_random_seed(int(rng.integers(2**31)))
+            for change in self.transform.transforms:  # Compose.set_random_seed would give all one seed
+                change.set_random_seed(int(rng.integers(2**31)))
             masks = [coverage] if self.arrays[2] is None else [coverage, known]
             augmented = self.transform(image=image, masks=masks)
             image, coverage = augmented["image"], augmented["masks"][0]

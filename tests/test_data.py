@@ -469,6 +469,22 @@ def test_augmentation_differs_by_epoch_and_photo_and_keeps_photo_and_mask_togeth
         assert image[coverage > 200].mean() > image[coverage < 50].mean() + 20
 
 
+def test_a_photo_is_flipped_whether_or_not_its_colours_change(tmp_path):
+    (tmp_path / "train").mkdir(), (tmp_path / "masks").mkdir()
+    grey = np.repeat(np.linspace(200, 60, 48, dtype=np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)  # falls
+    Image.fromarray(grey).save(tmp_path / "train/car.png")
+    Image.fromarray(np.eye(32, 48, dtype=np.uint8) * 255).save(tmp_path / "masks/car.png")
+    pair = data.require_pairs(tmp_path / "train", tmp_path / "masks")
+    dataset = CarDataset(data.build_cache(pair, 48, 32, tmp_path / "cache", quiet=True), augment=True)
+    seen = set()
+    for epoch in range(64):
+        image = dataset[epoch, 0][0].astype(float)
+        is_flipped = image[:, :24].mean() < image[:, 24:].mean()
+        is_coloured = np.ptp(image.mean(axis=(0, 1))) > 1
+        seen.add((bool(is_flipped), bool(is_coloured)))
+    assert len(seen) == 4
+
+
 def test_a_replaced_background_leaves_the_car_as_it_was():
     image, coverage = photo(), mask()
     changes = []
