@@ -84,9 +84,7 @@ def find_photos(settings: Settings) -> list[Photo]:
         ValueError: If there is no photo, results would lie among the photos, or two photos would share a result's name.
     """
     if not settings.photos:
-        raise ValueError(
-            "photos must name at least one photo or folder, got none. Try `python scripts/predict.py my_photos`."
-        )
+        raise ValueError("photos must name a photo or a folder, got none. Try `python scripts/predict.py my_photos`.")
     photos, unread, own = {}, [], []
     output = None if settings.submission else settings.output.resolve()
     for path in settings.photos:

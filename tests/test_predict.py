@@ -117,13 +117,12 @@ def test_cut_outs_are_cropped_to_the_main_car_and_written_as_webp_with_a_shadow(
     assert ((cut[..., 3] > 60) & (cut[..., :3].max(2) < 60)).sum() > 100  # the shadow
 
 
-def test_mask_alone_is_found_on_a_reduced_decode_and_agrees(run_predict, tmp_path):
+def test_a_mask_does_not_depend_on_what_else_is_written(run_predict, tmp_path):
     save_photo(tmp_path / "in/car.jpg", 960, 640)
     assert run_predict(tmp_path / "in", "--outputs", "mask", output=tmp_path / "a").returncode == 0
     assert run_predict(tmp_path / "in", output=tmp_path / "b").returncode == 0
     assert files_of(tmp_path / "a") == {"car_mask.png"} | TABLE
-    one, other = (load(tmp_path / folder / "car_mask.png") for folder in "ab")
-    assert (one != other).mean() < 0.002
+    assert np.array_equal(load(tmp_path / "a/car_mask.png"), load(tmp_path / "b/car_mask.png"))
 
 
 def test_exif_rotation_is_applied(run_predict, tmp_path):
@@ -323,7 +322,7 @@ def test_a_submission_names_files_alone_and_says_at_once_what_kaggle_would_refus
 @pytest.mark.parametrize(
     "args, message",
     [
-        ((), "photos must name at least one photo or folder"),
+        ((), "photos must name a photo or a folder, got none"),
         (("missing.jpg",), "missing.jpg does not exist"),
         ((".", "--threshold", "1.5"), "threshold must be between 0 and 1, got 1.5"),
         ((".", "--crop", "4/3"), "crop must be width:height such as 4:3, got 4/3."),
