@@ -69,20 +69,18 @@ class Segmenter:
         self.network = fold_batch_norm(network)
         self.runtime = choose_runtime(self.network, self.device, choose_precision(precision, self.device), n_parallel)
 
-    def __call__(self, image: np.ndarray | list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         """Compute the probability of each pixel to belong to a car.
 
         Args:
-            image: RGB photo (H, W, 3), uint8, or a list of photos, each of its own size.
+            image: RGB photo (H, W, 3), uint8, of any size.
 
         Returns:
-            Probability (H, W), float32 in [0, 1], or a list of them.
+            Probability (H, W), float32 in [0, 1].
 
         Raises:
-            ValueError: If a photo has another shape or type.
+            ValueError: If the photo has another shape or type.
         """
-        if isinstance(image, (list, tuple)):
-            return [self(one) for one in image]
         return to_probability(upsample(self.logits(image), *image.shape[:2]))
 
     def fit(self, height: int, width: int) -> tuple[int, int]:
@@ -96,21 +94,21 @@ class Segmenter:
         scale = lambda side: torch.sym_max((2 * side * wanted + total) // (2 * total), 1)  # rounded, halves up
         return scale(height), scale(width)
 
-    def logits(self, image: np.ndarray, native_size: tuple[int, int] | None = None) -> np.ndarray:
+    def logits(self, image: np.ndarray, full_size: tuple[int, int] | None = None) -> np.ndarray:
         """Compute logits at about the training size; `upsample` brings them to the photo's.
 
         Args:
             image: RGB photo (H, W, 3), uint8, whole or already made smaller.
-            native_size: The whole photo's (height, width), if `image` was made smaller.
+            full_size: The whole photo's (height, width), if `image` was made smaller.
 
         Returns:
             Logits (h, w), float32, with (h, w) from `fit`.
         """
-        dtype, shape = getattr(image, "dtype", type(image).__name__), np.shape(image)
+        dtype, shape = getattr(image, "dtype", type(image).__name__), getattr(image, "shape", ())
         if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
             rule = "an RGB array (height, width, 3) of uint8"
             raise ValueError(f"image must be {rule}, got {dtype} {shape}. carvana.pictures.load_image reads such.")
-        height, width = self.fit(*(native_size or image.shape[:2]))
+        height, width = self.fit(*(full_size or image.shape[:2]))
         if image.size > MANY_VALUES:
             image = area_average(image, 2 * width, 2 * height)
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
