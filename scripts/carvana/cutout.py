@@ -242,15 +242,17 @@ def replace_background(
 
     It is cropped in the middle to the photo's shape, and darkened by the shadow.
     """
-    height, width = alpha.shape
-    covered = cover(background, height, width)
-    if shadow is not None:
-        covered = cv2.multiply(covered, cv2.merge([255 - shadow] * 3), scale=1 / 255)
-    x, y, box_width, box_height = cv2.boundingRect(alpha)
-    box = slice(y, y + box_height), slice(x, x + box_width)
-    share = alpha[box][..., None].astype(np.uint16)
-    # Whole numbers, rounded: alpha 0 and 255 leave colours exactly as they are.
-    covered[box] = (image[box] * share + covered[box] * (255 - share) + 127) // 255
+    covered = cover(background, *alpha.shape)
+    for top in range(0, len(alpha), BAND):  # on a photo as a whole it would take many bytes a pixel
+        rows = slice(top, top + BAND)
+        part = covered[rows]
+        if shadow is not None:
+            cv2.multiply(part, cv2.merge([255 - shadow[rows]] * 3), part, 1 / 255)
+        x, y, width, height = cv2.boundingRect(alpha[rows])
+        box = slice(y, y + height), slice(x, x + width)
+        share = alpha[rows][box][..., None].astype(np.uint16)
+        # Whole numbers, rounded: alpha 0 and 255 leave colours exactly as they are.
+        part[box] = (image[rows][box] * share + part[box] * (255 - share) + 127) // 255
     return covered
 
 
