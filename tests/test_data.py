@@ -55,10 +55,10 @@ def test_photos_and_masks_are_matched_by_exact_stem_and_hidden_files_ignored(tmp
 
 
 def test_photos_and_masks_may_share_a_folder_but_two_photos_no_name(tmp_path):
-    touch(tmp_path, "a.png", "a_mask.png", "b.jpg", "b_mask.png")
+    touch(tmp_path, "a.png", "a_mask.png", "b.jpg", "b_mask.png", "c.png")
     pairs, *unmatched = data.find_pairs(tmp_path, tmp_path)
     assert [(p.image_path.name, p.mask_path.name) for p in pairs] == [("a.png", "a_mask.png"), ("b.jpg", "b_mask.png")]
-    assert unmatched == [[], []]
+    assert unmatched == [[tmp_path / "c.png"], []]
     touch(tmp_path, "a.jpg")
     with pytest.raises(ValueError, match="a.png and a.jpg share one name"):
         data.find_pairs(tmp_path, tmp_path)
@@ -311,8 +311,9 @@ def test_masks_upside_down_or_drawn_before_an_exif_rotation_are_named(check_set)
 def test_masks_of_one_level_are_said(check_set):
     _, out, covered = check_set(lambda n, car: np.full_like(car, 255, np.uint8))
     assert "6 of 6 masks hold car alone, no background: car0.png" in out and (covered[0][0] == 255).all()
-    _, out, covered = check_set(lambda n, car: np.where(car | (n == 5), 200, 100).astype(np.uint8))
+    _, out, covered = check_set(lambda n, car: np.where((car | (n == 5)) & (n != 4), 200, 100).astype(np.uint8))
     assert "1 of 6 masks hold car alone, no background: car5.png" in out and (covered.pop(5)[0] == 255).all()
+    assert "1 of 6 photos without a car" in out and not covered.pop(4)[0].any()  # though alone 100 looks like car
     assert is_right(covered)
     _, out, covered = check_set(lambda n, car: np.zeros_like(car, np.uint8))
     assert "no mask shows a car" in out and not covered[0][0].any()
