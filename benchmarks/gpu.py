@@ -32,6 +32,7 @@ from carvana.machine import process_context
 from carvana.settings import to_arguments
 from carvana.weights import read_tensors
 from prediction import choose_weights, our_prediction
+from tiny import tiny_run
 from train_step import baseline_steps, our_steps
 
 from memory import our_training
@@ -51,24 +52,10 @@ def describe_run(settings: Settings, name: str, **changes) -> dict:
     """Settings of train.py for 2 epochs on drawn photos."""
     width, height, n = (48, 32, 8) if settings.quick else (480, 320, 640)
     photos = common.drawn_photos(settings.work_dir, n, 2 * width, 2 * height)[0].image_path.parents[1]
-    folder = settings.work_dir / "gpu" / name
-    return (
-        dict(
-            device=settings.device,
-            epochs=2,
-            base_width=4 if settings.quick else 64,
-            batch_size=2 if settings.quick else 32,
-            image_width=width,
-            image_height=height,
-            train_image_dir=photos / "train",
-            train_mask_dir=photos / "train_masks",
-            validation_share=0.5 if settings.quick else 0.1,
-            checkpoint_dir=folder,
-            prediction_dir=folder,
-            cache_dir=settings.work_dir / "gpu/cache",
-        )
-        | changes
-    )
+    full = dict(base_width=64, batch_size=32, validation_share=0.1, precision="auto", workers=None)
+    run = tiny_run(photos, settings.work_dir / "gpu" / name, image_width=width, image_height=height)
+    run |= dict(device=settings.device, cache_dir=settings.work_dir / "gpu/cache")
+    return run | ({} if settings.quick else full) | changes
 
 
 def become_training(changes: dict, log: Path) -> None:

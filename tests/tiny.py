@@ -35,22 +35,20 @@ def draw_cars(
 
 def tiny_run(cars: Path, folder: Path, **changes) -> dict:
     """Settings, as keywords of train.Config, of a run of seconds on one core; it leaves its files in `folder`."""
-    return (
-        dict(
-            train_image_dir=cars / "train",
-            train_mask_dir=cars / "train_masks",
-            validation_share=0.34,
-            image_width=48,
-            image_height=32,
-            base_width=4,
-            batch_size=3,
-            epochs=2,
-            device="cpu",
-            precision="float32",
-            workers=0,
-            checkpoint_dir=folder / "checkpoints",
-            prediction_dir=folder / "predictions",
-            cache_dir=folder / "cache",
-        )
-        | changes
+    settings = dict(
+        train_image_dir=cars / "train",
+        train_mask_dir=cars / "train_masks",
+        validation_share=0.34,
+        image_width=48,
+        image_height=32,
+        base_width=4,
+        batch_size=3,
+        epochs=2,
+        device="cpu",
+        precision="float32",
+        workers=0,
+        checkpoint_dir=folder / "checkpoints",
+        prediction_dir=folder / "predictions",
+        cache_dir=folder / "cache",
     )
+    return settings | changes
