@@ -253,7 +253,7 @@ def make_loader(dataset: CarDataset, batches: EpochBatches, workers: int, pin_me
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
-        # Not forked, PyTorch's default on Linux: this process has threads by now, and its forks may crash or hang.
+        # Not forked, PyTorch's default on Linux: this process has threads by now, and a fork may hang.
         multiprocessing_context="spawn" if workers else None,
     )
 

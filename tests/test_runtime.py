@@ -120,3 +120,17 @@ def test_openvino_reports_to_nobody():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_DIR / "scripts", check=True
     )
     assert done.stdout.strip() == "None"
+
+
+def test_a_signal_is_survived_after_another_thread_has_dropped_the_network():
+    code = """
+import os, signal, threading
+from carvana.segmenter import Segmenter
+kept = [Segmenter()]
+thread = threading.Thread(target=kept.clear)
+thread.start(), thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_DIR / "scripts", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

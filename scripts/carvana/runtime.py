@@ -3,6 +3,7 @@
 Both take a network with batch norm folded, see `fold_batch_norm`.
 """
 
+import functools
 import sys
 import threading
 
@@ -53,7 +54,7 @@ class OpenVinoRuntime:
             NUM_STREAMS=n_parallel,
             ENABLE_CPU_PINNING=False,  # two processes would be pinned to the same cores
         )
-        self.compiled = openvino.Core().compile_model(to_openvino(network), "CPU", options)
+        self.compiled = openvino_core().compile_model(to_openvino(network), "CPU", options)
         # Outside the graph, where bfloat16 would round a photo's levels before the mean is subtracted: twice the error.
         mean, std = (values.flatten().cpu().double().numpy() for values in (network.colour_mean, network.colour_std))
         self.normalise = np.column_stack([np.diag(1 / std), -mean / std])
@@ -80,6 +81,17 @@ def import_openvino():
     import openvino
 
     return openvino
+
+
+@functools.cache
+def openvino_core():
+    """Create OpenVINO's core, once a process.
+
+    With a core goes the stack that it gave to the thread's signal handlers. If another thread drops the last reference,
+    as garbage collection may, the first thread is left without any, and the next signal, Ctrl-C too, is a segmentation
+    fault (2026.4.1, `SigAltStackSetup`).
+    """
+    return import_openvino().Core()
 
 
 def choose_runtime(
