@@ -17,7 +17,6 @@ import extra
 import pytest
 import torch
 import train
-from carvana import files
 from carvana.files import lock_folder
 from carvana.weights import load_network, read_tensors, write_tensors
 from conftest import PROJECT_DIR, SCRIPT_DIR
@@ -347,8 +346,7 @@ files.run_command(lambda args: files.write_file({str(path)!r}, bytes(5000)), [])
 # ----------------------------------------------------------------------------------------------------- lock and mirror
 
 
-def test_a_second_run_in_one_folder_is_refused_and_the_lock_dies_with_its_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+def test_a_second_run_in_one_folder_is_refused_and_the_lock_dies_with_its_process(tmp_path):
     code = f"""
 from pathlib import Path
 from carvana.files import lock_folder

@@ -14,7 +14,6 @@ import filelock
 from PIL import Image
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
-LOCK_SECONDS = 10  # the data workers of a killed run hold its lock, too, and notice its end after five
 
 
 def shorten(path: Path | str) -> str:
@@ -91,7 +90,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))  # beside the folder, which may be renamed
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        acquired = lock.acquire(timeout=LOCK_SECONDS)
+        acquired = lock.acquire(timeout=1)  # a killed run takes a moment to end
     except filelock.Timeout as error:
         raise RuntimeError(
             f"{folder} is in use by another training. Wait for it, or name another --checkpoint-dir."
