@@ -8,9 +8,9 @@ In this order, since the time that a GPU is lent for may run out:
 1. train.py killed (kill -9) and resumed, with --deterministic, in bf16 and in fp16 with its loss scaler: weights,
    average and moments must be bitwise identical to those of a run that nobody interrupted.
 2. train.py for 2 epochs from files: images/s and the fraction of the time spent waiting for data.
-3. Training steps at 480x320, base width 64 and 16: images/s, fraction of the peak that a bf16 matrix product reaches
+3. predict.py: photos/s from 1918x1280 files to mask files.
+4. Training steps at 480x320, base width 64 and 16: images/s, fraction of the peak that a bf16 matrix product reaches
    here, and peak memory, in bf16, fp16 and float32, compiled or not. Baseline: fp16, plain layout, read back each step.
-4. predict.py: photos/s from 1918x1280 files to mask files.
 5. train.py in two processes over NCCL, where there are two GPUs.
 
 Rows go to benchmarks/results.csv. A part that fails is named, and the others go on; exits with 1 if any failed.
@@ -69,6 +69,7 @@ def become_training(changes: dict, log: Path) -> None:
 def train(settings: Settings, name: str, kill: bool = False, **changes) -> Path:
     """Train in a new process, which is killed as soon as it has saved a checkpoint if asked for; return its folder."""
     run, log = describe_run(settings, name, **changes), settings.work_dir / "gpu" / f"{name}.log"
+    started = time.perf_counter()
     process = process_context().Process(target=become_training, args=(run, log))
     process.start()
     while kill and process.is_alive() and not (run["checkpoint_dir"] / "last.safetensors").exists():
@@ -78,12 +79,14 @@ def train(settings: Settings, name: str, kill: bool = False, **changes) -> Path:
     process.join()
     if process.exitcode and not kill:
         raise RuntimeError(f"the training {name} failed: {log.read_text().strip().splitlines()[-1]}")
+    print(f"  training {name}: {time.perf_counter() - started:.0f} s", flush=True)
     return run["checkpoint_dir"]
 
 
 def compare_resumed(settings: Settings) -> None:
     for precision in ("fp16",) if settings.quick else ("bf16", "fp16"):
         options = dict(deterministic=True, precision=precision, checkpoint_minutes=0)
+        options |= {} if settings.quick else dict(base_width=16, limit=160, workers=2)
         whole = train(settings, f"whole-{precision}", **options)
         killed = train(settings, f"killed-{precision}", kill=True, **options)
         train(settings, f"killed-{precision}", load_model=True, **options)
@@ -161,7 +164,7 @@ def main(settings: Settings) -> int:
         return 0
     shutil.rmtree(settings.work_dir / "gpu", ignore_errors=True)
     (settings.work_dir / "gpu").mkdir()
-    for part in (compare_resumed, measure_epochs, measure_steps, measure_prediction, train_on_two):
+    for part in (compare_resumed, measure_epochs, measure_prediction, measure_steps, train_on_two):
         if time.perf_counter() - started > TIME_LIMIT:
             print(f"{part.__name__}: not measured, since {TIME_LIMIT} s have passed")
             continue
