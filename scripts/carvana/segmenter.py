@@ -17,7 +17,6 @@ from carvana.weights import Description, load_network
 
 DEFAULT_WEIGHTS = PROJECT_DIR / "checkpoints/carvana-unet.safetensors"
 MANY_VALUES = 2**26  # of a photo of 22 megapixels; in floating point a larger one takes too much memory
-SURE_LOGIT = 2  # probability 0.88: the coarse pass takes specks on floors and walls for car, but is sure of none
 
 
 class Segmenter:
@@ -27,7 +26,6 @@ class Segmenter:
         weights: A .safetensors file, or a network, of which a copy is used: a training may go on with it.
         device: cuda, mps, cpu, or auto for the first of these that is there.
         tta: Average with the mirrored view: twice the time, slightly more exact.
-        fast: Coarse-to-fine: find the car at a third of the size first, then segment its surroundings alone.
         precision: bf16, fp16, float32, or auto for the fastest that the device really has.
         description: Of a network; a file has its own.
         n_parallel: Threads that will call at the same time. On a CPU they share the cores.
@@ -54,7 +52,6 @@ class Segmenter:
         weights: Path | str | UNet = DEFAULT_WEIGHTS,
         device: str = "auto",
         tta: bool = False,
-        fast: bool = False,
         precision: str = "auto",
         description: Description | None = None,
         n_parallel: int = 1,
@@ -63,7 +60,7 @@ class Segmenter:
             network, self.description = copy.deepcopy(weights).eval().requires_grad_(False), description
         else:
             network, self.description = load_network(weights)
-        self.device, self.tta, self.fast = choose_device(device), tta, fast
+        self.device, self.tta = choose_device(device), tta
         self.threshold = self.description.threshold
         self.divisor = 2 ** network.settings["depth"]
         self.network = fold_batch_norm(network)
@@ -113,61 +110,16 @@ class Segmenter:
             image = area_average(image, 2 * width, 2 * height)
         # In floating point: rounded to whole levels, a photo would differ between this and an exported network.
         small = area_average(np.multiply(image, 1 / 255, dtype=np.float32), width, height)
-        return self.coarse_to_fine(small) if self.fast else self.run_network(small)
-
-    def read(self, path: Path | str) -> np.ndarray:
-        """Compute logits (H, W), float32, at full resolution from a photo's file, as `predict.py` does."""
-        image, full_size = read_image(path, self.fit)
-        return upsample(self.logits(image, full_size), *full_size)
-
-    def run_network(self, small: np.ndarray) -> np.ndarray:
-        """Compute logits (h, w), float32, of a photo that has been resized: RGB (h, w, 3), float32 in [0, 1]."""
-        height, width = small.shape[:2]
         padded = cv2.copyMakeBorder(small, 0, -height % self.divisor, 0, -width % self.divisor, cv2.BORDER_REPLICATE)
         logits = self.runtime(padded)
         if self.tta:
             logits = (logits + self.runtime(np.ascontiguousarray(padded[:, ::-1]))[:, ::-1]) / 2
         return np.ascontiguousarray(logits[:height, :width])
 
-    def coarse_to_fine(self, small: np.ndarray) -> np.ndarray:
-        """Like `run_network`, but find the car at a third of the size, then run the network on its box alone.
-
-        Outside the box all is background: the coarse pass is too coarse for its uncertainty to mean anything.
-        Specks of which the coarse pass is nowhere sure do not count. If the fine pass finds car at the box's edge,
-        where more may lie outside, it runs again on a larger box; if either finds no car, on the whole photo. A
-        second car, too small for the coarse pass to be sure of it, is missed.
-        """
-        height, width = small.shape[:2]
-        coarse = self.run_network(area_average(small, -(-width // 3), -(-height // 3)))
-        # Hysteresis thresholding: of the connected parts above one threshold, those that somewhere pass the higher one.
-        n_parts, parts = cv2.connectedComponents((coarse > 0).view(np.uint8))
-        is_car = np.zeros(n_parts, bool)
-        is_car[parts[coarse > SURE_LOGIT]] = True
-        rows, columns = (np.flatnonzero(is_car[parts].any(axis)) for axis in (1, 0))
-        if rows.size == 0:
-            return self.run_network(small)
-        top, bottom = widen(3 * rows[0], 3 * rows[-1] + 3, height)
-        left, right = widen(3 * columns[0], 3 * columns[-1] + 3, width)
-        step = 64
-        while True:
-            box = self.run_network(np.ascontiguousarray(small[top:bottom, left:right]))
-            # Car at an edge of the box may go on beyond it: move that edge, each time twice as far.
-            edges = box[0], box[-1], box[:, 0], box[:, -1]
-            above, below, before, behind = (step * int(edge.max() > 0) for edge in edges)
-            larger = max(0, top - above), min(height, bottom + below), max(0, left - before), min(width, right + behind)
-            if larger == (top, bottom, left, right):
-                break
-            (top, bottom, left, right), step = larger, 2 * step
-        if box.max() <= 0:
-            return self.run_network(small)
-        logits = np.full((height, width), -20, np.float32)
-        logits[top:bottom, left:right] = box
-        return logits
-
-
-def widen(start: int, stop: int, size: int) -> tuple[int, int]:
-    """Widen a range of pixels by 24, to show the network what is round a car, and on to multiples of 16."""
-    return max(0, (start - 24) // 16 * 16), min(size, -(-(stop + 24) // 16) * 16)
+    def read(self, path: Path | str) -> np.ndarray:
+        """Compute logits (H, W), float32, at full resolution from a photo's file, as `predict.py` does."""
+        image, full_size = read_image(path, self.fit)
+        return upsample(self.logits(image, full_size), *full_size)
 
 
 def to_probability(logits: np.ndarray) -> np.ndarray:
