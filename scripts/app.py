@@ -163,7 +163,7 @@ def segment(path: Path, segmenter: Segmenter) -> Photo:
         f"{width} × {height} pixels, found in {seconds:.2f} s by a U-Net trained at "
         f"{description.image_width} × {description.image_height} ({segmenter.device.type}, {segmenter.runtime.name})"
     )
-    return Photo(path, preview, logits, (measure_uncertainty(logits), description.uncertainty_limit), facts)
+    return Photo(path, preview, logits, (measure_uncertainty(logits), description.max_uncertainty), facts)
 
 
 def read_upload(path: Path) -> np.ndarray:

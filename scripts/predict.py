@@ -218,8 +218,8 @@ def predict_photo(
     for kind, pixels in pictures:
         write_file(paths[kind], encode_picture(pixels, paths[kind].suffix))
         del pixels
-    warning = warn(share, uncertainty, segmenter.description.uncertainty_limit)
-    return [f"{share:.4f}", f"{uncertainty:.1f}", warning]
+    warning = warn(share, uncertainty, segmenter.description.max_uncertainty)
+    return [f"{share:.4f}", f"{uncertainty:.2f}", warning]
 
 
 # ---------------------------------------------------------------------------------------------------------- command
@@ -282,7 +282,7 @@ def predict(settings: Settings) -> int:
         append_row(table, [photo.row, *result])
         if not settings.submission and result[-1]:
             share, uncertainty, warning = result
-            warnings.append(f"{photo.row}: {warning} (car {float(share):.1%}, uncertainty {uncertainty})")
+            warnings.append(f"{photo.row}: {warning} (car {float(share):.1%}, uncertainty {uncertainty} %)")
     n_kept = len(by_row) - len(todo)
     kept = f", {n_kept} there already" if n_kept else ""
     predicted = f"{count(len(todo) - len(failures), 'photo')} predicted{kept}, {len(failures)} failed"

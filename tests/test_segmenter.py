@@ -58,7 +58,9 @@ def test_mirrored_view_is_averaged(tmp_path):
 def test_uncertainty_is_high_only_where_the_network_is_undecided():
     assert measure_uncertainty(np.full((10, 10), 20, np.float32)) < 0.01
     assert measure_uncertainty(np.full((10, 10), -20, np.float32)) < 0.01
-    assert measure_uncertainty(np.zeros((10, 10), np.float32)) == pytest.approx(100 / 50**0.5)
+    edge = np.repeat(np.float32([[9, 9, 0.5, -9]]), 4, axis=0)
+    assert 5 < measure_uncertainty(edge) < 20
+    assert measure_uncertainty(np.full((10, 10), 0.01, np.float32)) == pytest.approx(100 / 3, abs=0.5)
 
 
 @pytest.mark.parametrize("weights", ["carvana-unet", "street"])
@@ -71,4 +73,4 @@ def test_shipped_weights_find_synthetic_cars_that_they_never_saw_and_do_not_warn
         [shot] = shoot_car(seed=0, number=number, width=480, height=320, stray=1.0, views=[3])
         logits = segmenter.logits(shot.photo)
         assert dice(segmenter(shot.photo) > segmenter.threshold, shot.mask > 0) > 0.97
-        assert measure_uncertainty(logits) < segmenter.description.uncertainty_limit
+        assert measure_uncertainty(logits) < segmenter.description.max_uncertainty

@@ -24,7 +24,7 @@ class Description:
     image_height: int  # likewise
     network: dict[str, int]  # the arguments of UNet
     threshold: float = 0.5  # probability from which a pixel is car, tuned on validation cars
-    uncertainty_limit: float = 20.0  # warn above it, see `segmenter.measure_uncertainty`
+    max_uncertainty: float = 5.0  # in percent; warn above it, see `segmenter.measure_uncertainty`
     trained: dict = field(default_factory=dict)  # how, for people: settings, photos, versions, score card
 
     def __post_init__(self):
