@@ -135,7 +135,7 @@ def measure_uncertainty(logits: np.ndarray) -> float:
     """Measure how wrong the network itself expects its mask to be: 100 (1 - Dice) of mask and probability, in percent.
 
     Where it is sure everywhere this is 0; on a photo like those of the training only the car's edge is undecided. It
-    cannot tell a wrong answer of which the network is sure. The logits (h, w), float32, are those of `Segmenter.logits`.
+    cannot tell a wrong answer of which the network is sure. The logits (h, w), float32, are `Segmenter.logits`.
 
     Example:
         >>> measure_uncertainty(np.array([[9.0, 9.0, 0.5, -9.0]], np.float32)) > 5
