@@ -55,7 +55,7 @@ def count_parameters(kernel_size: int, base_width: int) -> dict[str, int]:
 
 
 def measure_leak() -> dict:
-    """Compare the two trainings of leak.py: last Dice of each, and their difference with its 95 % CI over cars."""
+    """Compare the trainings split by car and by photo: last Dice, and their difference with its 95 % CI over cars."""
     by_car, by_image = (experiments.load_run(RESULT_DIR / name) for name in ("leak_by_car", "leak_by_image"))
     differences = experiments.subtract(by_image, by_car)
     low, high = bootstrap_interval(differences.tolist(), [photo["car"] for photo in by_car.dice])
