@@ -1,6 +1,5 @@
 """From files to batches: matching, checking, splitting, caching, augmenting, downloading."""
 
-import os
 import shutil
 import sys
 import types
@@ -513,29 +512,6 @@ def test_check_reports_counts_and_passes_good_files(tiny_set, capsys):
     assert data.check(tiny_set / "train", tiny_set / "train_masks") == 0
     out = capsys.readouterr().out
     assert "12 of 3 cars" in out and "96x64, 12 pairs" in out and "to mend:  0" in out
-
-
-def test_check_and_training_name_the_files_to_mend(tiny_set, tmp_path, capsys):
-    shutil.copytree(tiny_set, tmp_path / "set")
-    folders = images, masks = tmp_path / "set/train", tmp_path / "set/train_masks"
-    os.truncate(images / "000000000001_01.jpg", 700)
-    (masks / "000000000001_04_mask.gif").unlink()
-    save(masks / "000000000002_01_mask.gif", mask(20, 20))
-    save(masks / "000000000002_02_mask.gif", np.zeros((64, 96), np.uint8))
-    save(masks / "000000000002_03_mask.gif", np.tile(np.arange(96, dtype=np.uint8), (64, 1)))
-    assert data.check(*folders) == 1
-    lines = capsys.readouterr().out.splitlines()
-    for file, words in {
-        "000000000001_01.jpg": "is damaged or cut short",
-        "000000000001_04.jpg": "1 photo without a mask",
-        "000000000002_01_mask.gif": "must have the size of its photo, 96x64, got 20x20",
-        "000000000002_02_mask.gif": "1 of 8 photos without a car, which is fine",
-        "000000000002_03_mask.gif": "must hold two values, background and car, got 96 grey levels",
-    }.items():
-        assert any(file in line and words in line for line in lines), (file, lines)
-    assert "to mend:  5" in lines
-    with pytest.raises(ValueError, match="000000000001_01.jpg is damaged .*check` names 2 more"):
-        data.build_cache(data.require_pairs(*folders), 48, 32, tmp_path / "c", quiet=True)
 
 
 def test_help_of_check_states_the_naming_rule_and_explains_each_option(capsys):
