@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from carvana.weights import Description, save_weights
+from PIL import Image
 from unet import UNet
 
 RED, GREEN = (220, 20, 30), (20, 220, 40)
@@ -55,6 +56,17 @@ def draw_photo(width: int, height: int, background=GREEN) -> np.ndarray:
     large[:] = background
     cv2.ellipse(large, (2 * width, 2 * height), (int(1.2 * width), int(1.2 * height)), 0, 0, 360, RED, -1)
     return cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def save_photo(path: Path, width: int = 48, height: int = 32, **keywords) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(draw_photo(width, height, **keywords)).save(path, quality=95)
+    return path
+
+
+def load(file) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.array(picture)
 
 
 def is_red(photo: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from carvana.pictures import upsample
 from carvana.segmenter import Segmenter
 from conftest import SCRIPT_DIR
 from PIL import Image
-from red_network import RED, draw_photo, need, save_red_weights
+from red_network import RED, draw_photo, load, need, save_photo, save_red_weights
 
 need("gradio", requirements="requirements-app.txt")
 need("playwright", requirements="requirements-dev.txt")
@@ -149,12 +149,6 @@ def visit(server, browser):
         context.close()
 
 
-def save_photo(path: Path, *size, **keywords) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(draw_photo(*size, **keywords)).save(path, quality=95)
-    return path
-
-
 def upload(page, *paths: Path) -> None:
     page.set_input_files("#upload input[type=file]", list(map(str, paths)))
 
@@ -172,11 +166,6 @@ def download(page, button: str, folder: Path) -> Path:
     path = folder / waiting.value.suggested_filename
     waiting.value.save_as(path)
     return path
-
-
-def load(file) -> np.ndarray:
-    with Image.open(file) as picture:
-        return np.array(picture)
 
 
 def wait_until(true, seconds: float = 60) -> None:
