@@ -1,12 +1,9 @@
 """The parts that turn a probability into pictures, on photos whose car and background are known."""
 
-import io
-
 import cv2
 import numpy as np
 import pytest
 from carvana import cutout
-from PIL import Image
 from red_network import draw_photo, is_red
 
 
@@ -128,17 +125,6 @@ def test_background_fills_the_photo_undistorted_and_the_car_keeps_its_colours():
     assert abs(np.ptp(rows) - np.ptp(columns)) <= 2 and abs(rows.mean() - 100) < 2 and abs(columns.mean() - 100) < 2
 
 
-def test_background_must_be_a_colour_or_a_photo(tmp_path):
-    assert cutout.read_background("white").tolist() == [[[255, 255, 255]]]
-    Image.fromarray(draw_photo(20, 10)).save(tmp_path / "wall.png")
-    assert cutout.read_background(str(tmp_path / "wall.png")).shape == (10, 20, 3)
-    with pytest.raises(ValueError, match="must be a colour such as white or #e0e0e0, or a photo's path, got whit."):
-        cutout.read_background("whit")
-    (tmp_path / "text.jpg").write_text("no photo")
-    with pytest.raises(ValueError, match="text.jpg must be a JPEG, PNG"):
-        cutout.read_background(str(tmp_path / "text.jpg"))
-
-
 def test_a_faint_aerial_is_kept_and_a_faint_panel_or_a_faint_line_elsewhere_is_not():
     logits = np.full((640, 960), -6, np.float32)
     logits[300:500, 200:700] = 6
@@ -168,35 +154,3 @@ def test_crop_keeps_the_whole_car_in_the_shape_asked_for():
     for words in (("4x3",), ("0:3",), ("4:3", "car.jpg"), ("car.jpg",)):
         with pytest.raises(ValueError, match="crop must be width:height such as 4:3, got"):
             cutout.read_crop(words)
-
-
-def test_cropped_cut_out_and_background_show_the_same_car_with_its_shadow():
-    photo, alpha, _ = draw_floor(0.7)
-    logits = np.where(alpha > 0, np.float32(9), np.float32(-9))
-    white = np.full((1, 1, 3), 255, np.uint8)
-    made = dict(cutout.make_pictures(photo, logits, 0.5, ("cutout", "background"), white, shadow=True, crop=4 / 3))
-    cut, before_white = made["cutout"], made["background"]
-    assert cut.shape[:2] == before_white.shape[:2] and cut.shape[1] / cut.shape[0] == pytest.approx(4 / 3, abs=0.01)
-    assert np.array_equal(cut[cut[..., 3] == 255][:, :3], before_white[cut[..., 3] == 255])
-    assert np.count_nonzero(cut[..., 3] == 255) == np.count_nonzero(alpha)
-
-
-def test_webp_keeps_transparency_and_colours():
-    _, car, alpha = draw_car()
-    content = cutout.encode_picture(np.dstack([car, alpha]), ".webp")
-    with Image.open(io.BytesIO(content)) as picture:
-        assert (picture.format, picture.mode) == ("WEBP", "RGBA")
-        pixels = np.array(picture)
-    assert np.array_equal(pixels[..., 3], alpha)
-    assert np.abs(pixels[alpha == 255, :3].astype(int) - car[alpha == 255]).mean() < 4
-
-
-def test_overlay_shows_car_and_outline():
-    photo = np.full((120, 180, 3), 128, np.uint8)
-    mask = np.zeros((120, 180), bool)
-    mask[30:90, 40:140] = True
-    overlay = cutout.draw_overlay(photo, mask)
-    assert np.array_equal(overlay[~mask][0], photo[0, 0])
-    assert not np.array_equal(overlay[60, 90], photo[60, 90])
-    assert tuple(overlay[30, 90]) == tuple(overlay[60, 40]) == cutout.OUTLINE_COLOUR
-    assert (photo == 128).all()  # the photo itself is not drawn upon

@@ -147,7 +147,7 @@ def test_the_threshold_is_the_weights_own_unless_given_and_results_of_two_are_no
     result = run_predict(photos, "--outputs", "mask", "--threshold", "0.7")
     assert "2 photos predicted, 1 there already" in result.stdout
     # More outputs and a background go with what is there.
-    assert run_predict(photos, "--threshold", "0.7", "--background", "white").returncode == 0
+    assert run_predict(photos, "--threshold", "0.7", "--background", photos / "two.png").returncode == 0
     assert (tmp_path / "out/one_background.jpg").exists()
 
 
