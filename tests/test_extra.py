@@ -5,10 +5,9 @@ import json
 import extra
 import numpy as np
 import pytest
-from carvana import drawing, files, metrics
+from carvana import drawing, metrics
 from carvana.pictures import area_average, upsample
 from carvana.segmenter import to_logit
-from PIL import Image
 
 import data
 
@@ -150,21 +149,3 @@ def test_errors_are_painted_red_for_false_car_and_blue_for_missed_car():
     picture = drawing.draw_errors(np.full((20, 20, 3), 128, np.uint8), truth, prediction)
     assert tuple(picture[18, 5]) == drawing.FALSE_CAR and tuple(picture[2, 5]) == drawing.MISSED_CAR
     assert np.ptp(picture[10, 5]) == 0, "what is right stays grey"
-
-
-def test_prediction_pictures_have_a_row_for_each_photo(cache, tmp_path):
-    drawing.save_picture(tmp_path / "p.png", drawing.draw_predictions(KnowsTheTruth(cache), cache, [0, 5]))
-    with Image.open(tmp_path / "p.png") as saved:
-        assert saved.width == 4 * (360 + drawing.MARGIN) + drawing.MARGIN and saved.height > 2 * 240
-    assert drawing.draw_views(KnowsTheTruth(cache), cache, range(4)).width > 4 * 320
-
-
-def test_a_users_mistake_is_one_line_on_stderr_and_exit_code_1(capsys):
-    def fail(args):
-        raise ValueError("size must be positive, got -1.")
-
-    with pytest.raises(SystemExit, match="1"):
-        files.run_command(fail, [])
-    assert capsys.readouterr().err == "error: size must be positive, got -1.\n"
-    with pytest.raises(ValueError):
-        files.run_command(fail, ["--debug"])
