@@ -17,7 +17,6 @@ import extra
 import pytest
 import torch
 import train
-from carvana.files import lock_folder
 from carvana.weights import load_network, read_tensors, write_tensors
 from conftest import PROJECT_DIR, SCRIPT_DIR
 from tiny import tiny_run
@@ -328,48 +327,23 @@ def test_a_disk_too_small_for_the_cache_is_said_before_it_is_filled(small_disk, 
     assert [path.name for path in (small_disk / "cache").iterdir()] == [".lock"]
 
 
-def test_a_limit_on_file_size_is_treated_like_a_full_disk(tmp_path):
-    """The same promise where nobody may mount: the kernel itself cuts the file."""
-    path = tmp_path / "last.safetensors"
-    code = f"""
-import resource
-from carvana import files
-files.write_file({str(path)!r}, b"old" * 10)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-files.run_command(lambda args: files.write_file({str(path)!r}, bytes(5000)), [])
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPT_DIR)
-    assert result.returncode == 1 and "last.safetensors could not be written (File too large)" in result.stderr
-    assert path.read_bytes() == b"old" * 10 and len(list(tmp_path.iterdir())) == 1
-
-
 # ----------------------------------------------------------------------------------------------------- lock and mirror
 
 
-def test_a_second_run_in_one_folder_is_refused_and_the_lock_dies_with_its_process(tmp_path):
-    code = f"""
-from pathlib import Path
-from carvana.files import lock_folder
-with lock_folder(Path({str(tmp_path / "run")!r})):
-    print("held", flush=True)
-    input()
-"""
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, "-c", code], **pipes, cwd=SCRIPT_DIR)
-    assert process.stdout.readline() == "held\n"
+def test_a_second_run_in_one_folder_is_refused_until_the_first_is_killed(tiny_settings, tiny_args):
+    script = Script([*tiny_args, "--workers", "2"], before=SLOW_STEPS.replace("sleep(1)", "sleep(60)"))
+    script.wait_for("stepping")
+    second = train.Config(**tiny_settings)
     with pytest.raises(RuntimeError, match="is in use by another training"):
-        with lock_folder(tmp_path / "run"):
-            pass
-    process.kill(), process.communicate()
-    with lock_folder(tmp_path / "run"):
-        pass
+        train.train(second)
+    script.process.kill(), script.end()
+    assert train.train(second)["dice"] >= 0
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_refused(tiny_settings, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="cannot be written to .* Name another --checkpoint-dir"):
-        with lock_folder(tmp_path / "file" / "checkpoints"):
-            pass
+        train.train(train.Config(**tiny_settings | dict(checkpoint_dir=tmp_path / "file/checkpoints")))
 
 
 def test_the_mirror_has_what_a_new_machine_needs_to_resume(finished, tmp_path):
