@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from carvana.segmenter import DEFAULT_WEIGHTS, Segmenter
+from carvana.segmenter import Segmenter
 from carvana.weights import Description, load_network, read_tensors, save_weights, write_tensors
 from unet import UNet
 
@@ -32,11 +32,6 @@ def test_a_network_is_rebuilt_from_its_file_alone(network, saved):
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-6)  # 16-bit floats
-
-
-def test_the_shipped_weights_load():
-    network, description = load_network(DEFAULT_WEIGHTS)
-    assert network.settings == description.network and 0 < description.threshold < 1
 
 
 def test_what_an_earlier_file_says_besides_is_left_out(saved):
