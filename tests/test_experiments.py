@@ -153,9 +153,8 @@ def test_a_run_that_fails_does_not_lose_the_others(study, tmp_path, capsys):
 
 
 def test_a_folder_with_another_run_or_one_on_other_photos_is_refused(study, tmp_path):
-    with pytest.raises(
-        ValueError, match="must hold a run with base_width 4, got 2. Delete it, or name another --output"
-    ):
+    refusal = "must hold a run with base_width 4, got 2. Delete it, or name another --output"
+    with pytest.raises(ValueError, match=refusal):
         experiments.main(dataclasses.replace(study, base_width=4))
     with pytest.raises(ValueError, match="must hold a run with data_fingerprint"):
         experiments.main(small_settings(draw_cars(tmp_path / "cars", n_cars=4), study.output_dir))
@@ -191,13 +190,6 @@ def test_views_of_one_car_are_not_counted_as_independent(tmp_path):
     write_run(tmp_path / "baseline", {("1", view): 0.9 for view in range(1, 17)})
     write_run(tmp_path / "kernel_5", {("1", view): 0.8 for view in range(1, 17)}, kernel_size=5)
     assert experiments.compare(experiments.load_study(tmp_path))[1]["verdict"] == "too few cars"
-
-
-def test_runs_on_other_photos_are_not_compared(tmp_path):
-    write_run(tmp_path / "baseline", {("1", 1): 0.9})
-    write_run(tmp_path / "kernel_5", {("1", 2): 0.9}, kernel_size=5)
-    with pytest.raises(ValueError, match="kernel_5 and baseline must be scored on the same photos"):
-        experiments.compare(experiments.load_study(tmp_path))
 
 
 def test_figures_of_equal_rows_are_equal_files(tmp_path, capsys):

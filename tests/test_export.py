@@ -1,14 +1,13 @@
 """The ONNX file: any size, the same probabilities as PyTorch, and no file at all when they differ."""
 
-import builtins
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import predict
 import pytest
 import torch
-from carvana.export import export_network, resizing_matrix
-from carvana.pictures import area_average
+from carvana.export import export_network
 from carvana.segmenter import Segmenter
 from carvana.weights import load_network
 from red_network import draw_photo, need, save_random_weights, save_weights_for
@@ -55,40 +54,20 @@ def test_file_says_what_it_is(exported):
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
-@pytest.mark.parametrize("sizes", [(1918, 480), (320, 320), (7, 9), (300, 1), (1, 300), (959, 479)])
-def test_resizing_matrix_is_area_average(sizes):
-    n_from, n_to = sizes
-    line = np.random.default_rng(0).uniform(0, 255, (n_from, 1)).astype(np.float32)
-    padded = (resizing_matrix(n_from, n_to, n_to + 5) @ torch.from_numpy(line)).numpy()
-    np.testing.assert_allclose(padded[:n_to], area_average(line, 1, n_to).reshape(n_to, 1), atol=0.02)
-    assert (padded[n_to:] == padded[n_to - 1]).all()
-
-
 def test_a_file_that_differs_is_not_written(exported, weights, tmp_path, monkeypatch):
     other = load_network(weights)[0]
     other.head.bias += 0.5
     other_weights = save_weights_for(tmp_path / "other.safetensors", other, 48, 32, 0.45)
-    monkeypatch.setattr(
-        torch.onnx, "export", lambda *args, **keywords: SimpleNamespace(model_proto=onnx.load(exported))
-    )
-    with pytest.raises(
-        RuntimeError,
-        match="must differ by less than 0.0001 from predict.py in float32, got .* The file was not written",
-    ):
+    model = SimpleNamespace(model_proto=onnx.load(exported))
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **keywords: model)
+    refusal = "must differ by less than 0.0001 from predict.py in float32, got .* The file was not written"
+    with pytest.raises(RuntimeError, match=refusal):
         export_network(other_weights, tmp_path / "unet.onnx")
     assert not (tmp_path / "unet.onnx").exists()
 
 
 def test_missing_package_is_named(weights, tmp_path, monkeypatch):
-    real_import = builtins.__import__
-
-    def without_onnx(name, *args, **keywords):
-        if name == "onnxruntime":
-            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-        return real_import(name, *args, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without_onnx)
-    with pytest.raises(
-        RuntimeError, match="onnxruntime must be installed to export. Run `pip install -r requirements-export.txt`."
-    ):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    advice = "onnxruntime must be installed to export. Run `pip install -r requirements-export.txt`."
+    with pytest.raises(RuntimeError, match=advice):
         export_network(weights, tmp_path / "unet.onnx")
