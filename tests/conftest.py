@@ -5,6 +5,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from carvana.machine import process_context
 from carvana.settings import to_arguments
+
+from data import Pair, require_pairs
 
 # The files that take longest start first: the suite then does not end with one process at work and the others idle.
 SLOWEST = "test_resume test_benchmarks test_notebook test_train test_experiments test_app test_export".split()
@@ -43,6 +47,12 @@ def tiny_set(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def pairs(tiny_set) -> list[Pair]:
+    """The photos and masks of that folder."""
+    return require_pairs(tiny_set / "train", tiny_set / "train_masks")
+
+
+@pytest.fixture
 def tiny_settings(tiny_set, tmp_path) -> dict:
     """Settings of a run of seconds, as keywords of train.Config; it leaves its files in tmp_path."""
     return tiny_run(tiny_set, tmp_path)
@@ -52,6 +62,18 @@ def tiny_settings(tiny_set, tmp_path) -> dict:
 def tiny_args(tiny_settings) -> list[str]:
     """The same settings as arguments of train.py."""
     return to_arguments(tiny_settings)
+
+
+def kill_when(is_time: Callable[[], bool], command: list) -> None:
+    """Run a command, and `kill -9` it and its processes once it has come as far as a test waits for."""
+    outputs = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*map(str, command)], start_new_session=True, **outputs)
+    until = time.monotonic() + 300
+    while not is_time():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def enter_script(name: str, args: list[str], folder: Path, environment: dict[str, str], outputs: list[Path]) -> None:

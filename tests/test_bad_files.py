@@ -122,9 +122,8 @@ def test_a_photo_of_this_kind_is_read_in_its_colours(tmp_path, kind):
 
 def test_a_colour_profile_becomes_srgb(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    swapped = (
-        srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
-    )  # a space whose red looks blue
+    # A space whose red looks blue.
+    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
     for name, picture in {"plain": scene(), "alpha": scene().convert("RGBA")}.items():
         (tmp_path / name).write_bytes(encoded(picture, "PNG", icc_profile=swapped))
@@ -383,8 +382,7 @@ def test_check_and_training_name_the_files_to_mend_and_the_good_ones_are_still_r
 @pytest.mark.parametrize(
     "damage", [lambda path: os.truncate(path, 5000), Path.unlink, lambda path: path.write_text("x")]
 )
-def test_a_damaged_cache_is_made_anew(tiny_set, tmp_path, damage):
-    pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
+def test_a_damaged_cache_is_made_anew(pairs, tmp_path, damage):
     file = data.build_cache(pairs, 48, 32, tmp_path, quiet=True).path / "images.npy"
     content = file.read_bytes()
     damage(file)
@@ -392,10 +390,9 @@ def test_a_damaged_cache_is_made_anew(tiny_set, tmp_path, damage):
     assert file.read_bytes() == content
 
 
-def test_a_build_that_was_killed_leaves_nothing_behind(tiny_set, tmp_path):
+def test_a_build_that_was_killed_leaves_nothing_behind(pairs, tmp_path):
     (tmp_path / "48x32-0123456789abcdef.partial").mkdir()
     (tmp_path / "48x32-0123456789abcdef.partial" / "images.npy").write_bytes(bytes(10**6))
-    pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
     cache = data.build_cache(pairs, 48, 32, tmp_path, quiet=True)
     assert {path.name for path in tmp_path.iterdir()} <= {cache.path.name, ".lock"}
 
@@ -405,9 +402,7 @@ def test_a_build_that_was_killed_leaves_nothing_behind(tiny_set, tmp_path):
 MODES = dict(JPEG="RGB L CMYK", PNG="RGB RGBA L LA P 1", WEBP="RGB RGBA", BMP="RGB L P 1", TIFF="RGB RGBA L CMYK P 1")
 
 
-@settings(
-    deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150
-)
+@settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), max_examples=150)
 @given(
     kind=st.sampled_from([(form, mode) for form, modes in MODES.items() for mode in modes.split()]),
     seed=st.integers(0, 10**6),

@@ -145,8 +145,7 @@ def test_both_sides_of_a_split_hold_a_car_and_one_car_cannot_be_split():
         data.split_cars(["a"] * 16, 0.1, 0)
 
 
-def test_limit_keeps_whole_cars(tiny_set):
-    pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
+def test_limit_keeps_whole_cars(pairs):
     assert {p.car for p in data.limit_cars(pairs, 9)} == {"000000000001", "000000000002"}
     assert len(data.limit_cars(pairs, 9)) == 8
     with pytest.raises(ValueError, match="limit must leave room for a whole car, got 3. The first car has 4 photos"):
@@ -344,11 +343,6 @@ def test_unknown_pixels_are_marked_in_samples_and_at_full_resolution(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ cache
-
-
-@pytest.fixture
-def pairs(tiny_set):
-    return data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])

@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import extra
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 import train
 from carvana.files import PROJECT_DIR, write_table
 from carvana.settings import to_arguments
-from conftest import draw_cars
+from conftest import draw_cars, kill_when
 
 import experiments
 from experiments import Settings
@@ -79,18 +76,6 @@ def test_some_runs_can_be_chosen():
         Settings(only=("kernel_7",))
 
 
-def test_flop_are_those_of_the_sum_over_all_convolutions():
-    config = train.Config(base_width=2, kernel_size=5, image_width=32, image_height=16)
-    n_pixels, expected, widths = 32 * 16, 0, [2, 4, 8, 16, 32]
-    for level, width in enumerate(widths):
-        pixels, narrow = n_pixels // 4**level, widths[level - 1] if level else 3
-        expected += 2 * 25 * pixels * (narrow * width + width * width)  # on the way down
-        if level < 4:
-            expected += 2 * pixels * 2 * width * width  # up-convolution: one pixel below reaches each pixel here
-            expected += 2 * 25 * pixels * (2 * width * width + width * width)
-    assert experiments.count_flop(config) == expected + 2 * n_pixels * 2
-
-
 # ---------------------------------------------------------------------------------------------------------- the runs
 
 
@@ -130,13 +115,7 @@ def test_finished_runs_are_skipped(study, capsys):
 def test_a_study_that_was_killed_goes_on_to_the_same_rows(study, tmp_path):
     settings = dataclasses.replace(study, output_dir=tmp_path / "experiments", only=("baseline",))
     command = [sys.executable, PROJECT_DIR / "scripts/experiments.py", *to_arguments(vars(settings))]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 300
-    while not (settings.output_dir / "baseline/history.csv").exists():  # written after the first epoch
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_when((settings.output_dir / "baseline/history.csv").exists, command)  # written after the first epoch
     assert not (settings.output_dir / "baseline/run.json").exists()
     experiments.main(settings)
     assert len({(one.output_dir / "baseline/dice.csv").read_bytes() for one in (settings, study)}) == 1

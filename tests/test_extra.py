@@ -75,8 +75,7 @@ def test_predictions_that_are_all_background_are_pointed_out_unless_there_is_no_
 
 
 @pytest.fixture
-def cache(tiny_set, tmp_path):
-    pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
+def cache(pairs, tmp_path):
     return data.build_cache(pairs, 48, 32, tmp_path / "cache", quiet=True)
 
 

@@ -3,7 +3,6 @@
 import csv
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 from carvana.files import run_command
 from carvana.pictures import encode_runs
 from carvana.rows import append_row, start_table
-from conftest import SCRIPT_DIR
+from conftest import SCRIPT_DIR, kill_when
 from PIL import Image
 from predict import Settings, find_photos
 from red_network import GREEN, RED, draw_photo, is_red, load, save_photo, save_red_weights
@@ -156,13 +155,8 @@ def test_killed_run_goes_on_and_ends_with_the_same_files(run_predict, red_weight
     for number in range(40):
         save_photo(folder / f"{number:02d}.jpg", 300 + number, 200)
     options = ["--weights", red_weights, "--output", tmp_path / "out", "--device", "cpu"]
-    command = map(str, [sys.executable, SCRIPT_DIR / "predict.py", folder, *options])
-    process = subprocess.Popen([*command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out").glob("*_mask.png"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    is_time = lambda: len(list((tmp_path / "out").glob("*_mask.png"))) >= 3
+    kill_when(is_time, [sys.executable, SCRIPT_DIR / "predict.py", folder, *options])
     n_whole = len(read_table(tmp_path / "out/predictions.csv"))
     assert n_whole < 40  # or there would be nothing to go on with
     result = run_predict(folder)

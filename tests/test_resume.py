@@ -319,9 +319,8 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_room_makes_it_go_on
     assert result.returncode == 0 and "from epoch 1, batch 2" in result.stdout, result.stderr
 
 
-def test_a_disk_too_small_for_the_cache_is_said_before_it_is_filled(small_disk, tiny_set):
+def test_a_disk_too_small_for_the_cache_is_said_before_it_is_filled(small_disk, pairs):
     (small_disk / "ballast").write_bytes(bytes(4940 * 1024))
-    pairs = data.require_pairs(tiny_set / "train", tiny_set / "train_masks")
     with pytest.raises(OSError, match=r"must have 0\.\d MiB free for the cache, got 0\.1"):
         data.build_cache(pairs, 96, 64, small_disk / "cache", quiet=True)
     assert [path.name for path in (small_disk / "cache").iterdir()] == [".lock"]

@@ -1,9 +1,6 @@
 """The photo studio: its files, its masks, its repeatability, its errors."""
 
-import signal
-import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 from carvana.files import PROJECT_DIR
 from carvana.studio import light
 from carvana.studio.camera import shoot_car
+from conftest import kill_when
 from PIL import Image
 from studio import Settings, make_studio
 
@@ -66,12 +64,7 @@ def test_a_larger_set_begins_with_the_smaller_one_and_another_seed_gives_other_c
 def test_work_that_was_killed_goes_on_where_it_stopped(small_set, tmp_path):
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, PROJECT_DIR / "scripts/studio.py", *options, "--output", tmp_path]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob("train_masks/*.gif"))) < 5 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(lambda: len(list(tmp_path.glob("train_masks/*.gif"))) >= 5, command)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("train_masks/*.gif")}
     assert 5 <= len(kept) < 48
     assert read_all(make_set(tmp_path)) == read_all(small_set)  # no half file is left behind, either
