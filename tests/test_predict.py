@@ -333,8 +333,12 @@ def test_photos_are_read_a_few_ahead_and_large_ones_worked_on_a_few_at_a_time():
         running.discard(item)
         return item
 
-    items = (taken.append(item) or item for item in range(len(costs)))
-    for number, result in enumerate(predict.map_bounded(work, items, 4, lambda item: costs[item], 10)):
+    def items():
+        for item in range(len(costs)):
+            taken.append(item)
+            yield item
+
+    for number, result in enumerate(predict.map_bounded(work, items(), 4, lambda item: costs[item], 10)):
         assert result == number and len(taken) <= number + 10
     assert max(seen) == 20 and all(total <= 10 or total == 20 for total in seen)
 
