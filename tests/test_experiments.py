@@ -19,7 +19,6 @@ from experiments import Settings
 sys.path.insert(0, str(PROJECT_DIR / "memory"))
 
 import build
-import leak
 
 
 def small_settings(cars, output_dir) -> Settings:
@@ -203,20 +202,3 @@ def test_the_report_is_built_from_the_committed_rows(tmp_path):
 
 def test_parameters_by_kind_add_up_to_the_papers_network():
     assert sum(build.count_parameters(3, 64).values()) == 31_037_633
-
-
-def test_the_leaks_two_trainings_differ_in_the_scored_cars_views_alone(tmp_path):
-    cars = draw_cars(tmp_path / "cars", n_cars=10, n_views=6)
-    pairs = leak.require_pairs(cars / "train", cars / "train_masks")
-    parts = leak.divide(pairs, seed=0)
-    tested, by_car, by_image = ({pair.car for pair in parts[name]} for name in ("test", "by_car", "by_image"))
-    assert len(parts["test"]) == leak.TEST_VIEWS * len(tested)
-    assert len(parts["by_car"]) == len(parts["by_image"])
-    assert not tested & by_car and tested < by_image
-    assert not {pair.name for pair in parts["test"]} & {pair.name for pair in parts["by_image"]}
-    for part in (pairs, parts["test"]):  # the second replaces the first
-        leak.link_pairs(part, tmp_path / "links")
-        linked = leak.require_pairs(tmp_path / "links/train", tmp_path / "links/train_masks")
-        assert sorted(pair.name for pair in linked) == sorted(pair.name for pair in part)
-    with pytest.raises(ValueError, match="cars must have over 4 photos, got one with 3"):
-        leak.divide([pair for pair in pairs if pair.view <= 3], seed=0)
