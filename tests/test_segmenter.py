@@ -63,14 +63,14 @@ def test_uncertainty_is_high_only_where_the_network_is_undecided():
     assert measure_uncertainty(np.full((10, 10), 0.01, np.float32)) == pytest.approx(100 / 3, abs=0.5)
 
 
-@pytest.mark.parametrize("weights", ["carvana-unet", "street"])
-def test_shipped_weights_find_synthetic_cars_that_they_never_saw_and_do_not_warn(weights):
+@pytest.mark.parametrize("weights, claim", [(DEFAULT_WEIGHTS, 0.99), ("street", 0.985)])
+def test_shipped_weights_find_synthetic_cars_that_they_never_saw_and_do_not_warn(weights, claim):
     from carvana.studio.camera import shoot_car
     from extra import dice
 
-    segmenter = Segmenter(DEFAULT_WEIGHTS if weights == "carvana-unet" else weights)
-    for number in (3, 4):
+    segmenter, scores = Segmenter(weights), []
+    for number in range(3, 8):
         [shot] = shoot_car(seed=0, number=number, width=480, height=320, stray=1.0, views=[3])
-        logits = segmenter.logits(shot.photo)
-        assert dice(segmenter(shot.photo) > segmenter.threshold, shot.mask > 0) > 0.97
-        assert measure_uncertainty(logits) < segmenter.description.max_uncertainty
+        scores.append(dice(segmenter(shot.photo) > segmenter.threshold, shot.mask > 0))
+        assert measure_uncertainty(segmenter.logits(shot.photo)) < segmenter.description.max_uncertainty
+    assert np.mean(scores) > claim and min(scores) > 0.97
