@@ -58,6 +58,9 @@ def test_mirrored_view_is_averaged(tmp_path):
 def test_uncertainty_is_high_only_where_the_network_is_undecided():
     assert measure_uncertainty(np.full((10, 10), 20, np.float32)) < 0.01
     assert measure_uncertainty(np.full((10, 10), -20, np.float32)) < 0.01
+    hints = np.full((640, 960), -20, np.float32)
+    hints[0, :3] = -1
+    assert measure_uncertainty(hints) < 0.2, "a photo without a car"
     edge = np.repeat(np.float32([[9, 9, 0.5, -9]]), 4, axis=0)
     assert 5 < measure_uncertainty(edge) < 20
     assert measure_uncertainty(np.full((10, 10), 0.01, np.float32)) == pytest.approx(100 / 3, abs=0.5)
